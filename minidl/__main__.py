@@ -1,0 +1,5 @@
+"""`python -m minidl`."""
+
+from minidl.cli import main
+
+main()

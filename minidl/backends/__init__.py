@@ -1,0 +1,64 @@
+"""Devices: one protocol, an implementation for each.
+
+`get_backend("cpu")` is the fast CPU, `get_backend("cuda")` the GPU; `get_backend("reference")` computes every operation
+by its float64 definition and is what the others are held against.
+"""
+
+import importlib.util
+from typing import NamedTuple
+
+from minidl.backends.protocol import Array, Backend, BatchStatistics, Pair, Shape
+from minidl.errors import DeviceError
+
+DEVICES = ("auto", "cpu", "cuda")
+_created: dict[tuple[str, int | None], Backend] = {}
+
+
+def get_backend(name: str, threads: int | None = None) -> Backend:
+    """The backend of that name; the same object every time. Raises DeviceError where it cannot run."""
+    key = name, threads
+    if key not in _created:
+        _created[key] = _create(name, threads)
+    return _created[key]
+
+
+def _create(name: str, threads: int | None) -> Backend:
+    if name == "cpu":
+        from minidl.backends.cpu import CpuBackend
+
+        return CpuBackend(threads)
+    if name == "reference":
+        from minidl.backends.reference import ReferenceBackend
+
+        return ReferenceBackend()
+    if name == "cuda":
+        raise DeviceError(f"device cuda cannot be used: {why_no_cuda()}; or use --device cpu")
+    raise DeviceError(f"there is no device '{name}'; known devices: cpu, cuda, reference")
+
+
+def why_no_cuda() -> str:
+    """What is missing for a GPU, and the remedy, in one line."""
+    for package in ("cupy", "numba_cuda"):
+        if importlib.util.find_spec(package) is None:
+            return (
+                f"the package {package.replace('_', '-')} is not installed; with an NVIDIA GPU, run "
+                'python -m pip install "minidl[cuda13]" (or cuda12, to match the driver)'
+            )
+    return "this version of minidl has no GPU backend yet"
+
+
+class Choice(NamedTuple):
+    """A device and the reason for it."""
+
+    backend: Backend
+    why: str
+
+
+def choose(device: str, threads: int | None = None) -> Choice:
+    """The backend for --device. "auto" takes a GPU where one can be used; asking for one that cannot be is an error."""
+    if device == "auto":
+        return Choice(get_backend("cpu", threads), f"no usable GPU: {why_no_cuda()}")
+    return Choice(get_backend(device, threads), "asked for")
+
+
+__all__ = ["DEVICES", "Array", "Backend", "BatchStatistics", "Choice", "Pair", "Shape", "choose", "get_backend"]

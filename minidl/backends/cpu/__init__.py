@@ -1,0 +1,19 @@
+"""The CPU backend: float32, channels last; Numba for what moves data, BLAS for matrix products.
+
+An implementation of its own, written to be fast; it is not the emulator of the GPU kernels.
+"""
+
+from minidl.backends.cpu.batchnorm import BatchNormOps
+from minidl.backends.cpu.convolution import ConvolutionOps
+from minidl.backends.cpu.elementwise import ElementwiseOps
+from minidl.backends.cpu.linear import LinearOps
+from minidl.backends.cpu.loss import LossOps
+from minidl.backends.cpu.optimizer import OptimizerOps
+from minidl.backends.cpu.pooling import PoolingOps
+
+
+class CpuBackend(BatchNormOps, ConvolutionOps, ElementwiseOps, LinearOps, LossOps, OptimizerOps, PoolingOps):
+    """`Backend` on the CPU; each base holds one group of operations."""
+
+
+__all__ = ["CpuBackend"]

@@ -1,0 +1,32 @@
+"""Linear layers on the CPU: matrix products by BLAS, cut into fixed tiles so that threads cannot change the bits."""
+
+import numpy as np
+
+from minidl.backends.cpu.device import CpuDevice
+
+TILE = 64  # rows of the result a product makes
+
+
+class LinearOps(CpuDevice):
+    """The linear part of the CPU backend; see `Backend` for the operations."""
+
+    def _product(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+        """Out = a @ b."""
+
+        def rows(first: int, last: int) -> None:
+            for start in range(first, last, TILE):
+                np.dot(a[start : start + TILE], b, out=out[start : start + TILE])
+
+        with self.workers.one_blas_thread():
+            self.workers.run(rows, len(out), TILE)
+
+    def linear_forward(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, y: np.ndarray) -> None:
+        self._product(x, w.T, y)
+        if bias is not None:
+            y += bias
+
+    def linear_backward_input(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
+        self._product(dy, w, dx)
+
+    def linear_backward_weight(self, x: np.ndarray, dy: np.ndarray, dw: np.ndarray) -> None:
+        self._product(dy.T, x, dw)

@@ -1,0 +1,81 @@
+"""Optimizer updates on the CPU: one pass over each parameter."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from minidl.backends.cpu.compile import compiled
+from minidl.backends.cpu.device import CpuDevice
+
+GRAIN = 1 << 16  # elements in a piece of work
+
+
+@compiled
+def _sgd(first, last, value, grad, lr, weight_decay):
+    for i in range(first, last):
+        value[i] -= lr * (grad[i] + weight_decay * value[i])
+
+
+@compiled
+def _sgd_momentum(first, last, value, grad, velocity, lr, momentum, weight_decay, nesterov):
+    for i in range(first, last):
+        g = grad[i] + weight_decay * value[i]
+        velocity[i] = momentum * velocity[i] + g
+        value[i] -= lr * (g + momentum * velocity[i] if nesterov else velocity[i])
+
+
+@compiled
+def _adam(first, last, value, grad, first_moment, second_moment, decay, shrink, beta1, beta2, rate, root, eps):
+    """Rate = lr / (1 - beta1^t), root = sqrt(1 - beta2^t); shrink is AdamW's 1 - lr * weight_decay."""
+    one = np.float32(1)
+    for i in range(first, last):
+        v = value[i] * shrink
+        g = grad[i] + decay * v
+        first_moment[i] += (one - beta1) * (g - first_moment[i])
+        second_moment[i] = beta2 * second_moment[i] + (one - beta2) * g * g
+        value[i] = v - rate * first_moment[i] / (np.sqrt(second_moment[i]) / root + eps)
+
+
+class OptimizerOps(CpuDevice):
+    """The optimizer part of the CPU backend; see `Backend` for the operations."""
+
+    def sgd(
+        self,
+        values: Sequence[np.ndarray],
+        grads: Sequence[np.ndarray],
+        velocities: Sequence[np.ndarray],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
+        rate, decay = np.float32(lr), np.float32(weight_decay)
+        if not velocities:
+            for value, grad in zip(values, grads, strict=True):
+                self.workers.run(_sgd, value.size, GRAIN, value.reshape(-1), grad.reshape(-1), rate, decay)
+            return
+        for value, grad, velocity in zip(values, grads, velocities, strict=True):
+            arrays = value.reshape(-1), grad.reshape(-1), velocity.reshape(-1)
+            self.workers.run(_sgd_momentum, value.size, GRAIN, *arrays, rate, np.float32(momentum), decay, nesterov)
+
+    def adam(
+        self,
+        values: Sequence[np.ndarray],
+        grads: Sequence[np.ndarray],
+        first_moments: Sequence[np.ndarray],
+        second_moments: Sequence[np.ndarray],
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+    ) -> None:
+        decay = 0.0 if decoupled else weight_decay
+        shrink = 1 - lr * weight_decay if decoupled else 1.0
+        rate, root = lr / (1 - beta1**step), (1 - beta2**step) ** 0.5
+        numbers = tuple(np.float32(number) for number in (decay, shrink, beta1, beta2, rate, root, eps))
+        for arrays in zip(values, grads, first_moments, second_moments, strict=True):
+            flat = tuple(array.reshape(-1) for array in arrays)
+            self.workers.run(_adam, flat[0].size, GRAIN, *flat, *numbers)

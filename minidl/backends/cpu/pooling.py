@@ -1,0 +1,139 @@
+"""Pooling on the CPU. Channels are contiguous, so the inner loops run over channels in vectors."""
+
+import numpy as np
+
+from minidl.backends.cpu.compile import compiled
+from minidl.backends.cpu.device import CpuDevice
+from minidl.backends.protocol import Pair
+
+GRAIN_ELEMENTS = 1 << 15
+
+
+@compiled
+def _max_pool(first, last, x, y, index, kh, kw, sh, sw, ph, pw):
+    _, h, w, c = x.shape
+    _, ho, wo, _ = y.shape
+    for n in range(first, last):
+        for i in range(ho):
+            top, bottom = max(i * sh - ph, 0), min(i * sh - ph + kh, h)
+            for j in range(wo):
+                left, right = max(j * sw - pw, 0), min(j * sw - pw + kw, w)
+                best, place = y[n, i, j], index[n, i, j]
+                best[:] = x[n, top, left]
+                place[:] = np.int32(top * w + left)
+                for r in range(top, bottom):
+                    for s in range(left, right):
+                        here = np.int32(r * w + s)
+                        for k in range(c):
+                            v = x[n, r, s, k]
+                            if v > best[k] or v != v:  # NaN wins, as in PyTorch
+                                best[k] = v
+                                place[k] = here
+
+
+@compiled
+def _max_pool_backward(first, last, dy, index, dx):
+    w, c = dx.shape[2], dx.shape[3]
+    for n in range(first, last):
+        dx[n] = np.float32(0)
+        for i in range(dy.shape[1]):
+            for j in range(dy.shape[2]):
+                for k in range(c):
+                    place = index[n, i, j, k]
+                    dx[n, place // w, place % w, k] += dy[n, i, j, k]
+
+
+@compiled
+def _avg_pool(first, last, x, y, kh, kw, sh, sw, ph, pw, count_include_pad):
+    _, h, w, c = x.shape
+    _, ho, wo, _ = y.shape
+    for n in range(first, last):
+        for i in range(ho):
+            top, bottom = i * sh - ph, min(i * sh - ph + kh, h + ph)
+            for j in range(wo):
+                left, right = j * sw - pw, min(j * sw - pw + kw, w + pw)
+                count = (bottom - top) * (right - left)
+                r0, r1, s0, s1 = max(top, 0), min(bottom, h), max(left, 0), min(right, w)
+                if not count_include_pad:
+                    count = (r1 - r0) * (s1 - s0)
+                total = y[n, i, j]
+                total[:] = np.float32(0)
+                for r in range(r0, r1):
+                    for s in range(s0, s1):
+                        for k in range(c):
+                            total[k] += x[n, r, s, k]
+                divisor = np.float32(count)
+                for k in range(c):
+                    total[k] /= divisor
+
+
+@compiled
+def _avg_pool_backward(first, last, dy, dx, kh, kw, sh, sw, ph, pw, count_include_pad):
+    _, h, w, c = dx.shape
+    for n in range(first, last):
+        dx[n] = np.float32(0)
+        for i in range(dy.shape[1]):
+            top, bottom = i * sh - ph, min(i * sh - ph + kh, h + ph)
+            for j in range(dy.shape[2]):
+                left, right = j * sw - pw, min(j * sw - pw + kw, w + pw)
+                count = (bottom - top) * (right - left)
+                r0, r1, s0, s1 = max(top, 0), min(bottom, h), max(left, 0), min(right, w)
+                if not count_include_pad:
+                    count = (r1 - r0) * (s1 - s0)
+                divisor = np.float32(count)
+                for r in range(r0, r1):
+                    for s in range(s0, s1):
+                        for k in range(c):
+                            dx[n, r, s, k] += dy[n, i, j, k] / divisor
+
+
+@compiled
+def _global_avg_pool(first, last, x, y):
+    _, h, w, c = x.shape
+    pixels = np.float32(h * w)
+    for n in range(first, last):
+        total = y[n]
+        total[:] = np.float32(0)
+        for i in range(h):
+            for j in range(w):
+                for k in range(c):
+                    total[k] += x[n, i, j, k]
+        for k in range(c):
+            total[k] /= pixels
+
+
+class PoolingOps(CpuDevice):
+    """The pooling part of the CPU backend; see `Backend` for the operations."""
+
+    def max_pool2d_forward(
+        self, x: np.ndarray, y: np.ndarray, index: np.ndarray, kernel: Pair, stride: Pair, padding: Pair
+    ) -> None:
+        self.workers.run(_max_pool, len(x), _grain(x), x, y, index, *kernel, *stride, *padding)
+
+    def max_pool2d_backward(
+        self, dy: np.ndarray, index: np.ndarray, dx: np.ndarray, kernel: Pair, stride: Pair, padding: Pair
+    ) -> None:
+        del kernel, stride, padding  # a GPU gathers over windows and needs them; `index` is enough to scatter
+        self.workers.run(_max_pool_backward, len(dx), _grain(dx), dy, index, dx)
+
+    def avg_pool2d_forward(
+        self, x: np.ndarray, y: np.ndarray, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool
+    ) -> None:
+        self.workers.run(_avg_pool, len(x), _grain(x), x, y, *kernel, *stride, *padding, count_include_pad)
+
+    def avg_pool2d_backward(
+        self, dy: np.ndarray, dx: np.ndarray, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool
+    ) -> None:
+        self.workers.run(_avg_pool_backward, len(dx), _grain(dx), dy, dx, *kernel, *stride, *padding, count_include_pad)
+
+    def global_avg_pool2d_forward(self, x: np.ndarray, y: np.ndarray) -> None:
+        self.workers.run(_global_avg_pool, len(x), _grain(x), x, y)
+
+    def global_avg_pool2d_backward(self, dy: np.ndarray, dx: np.ndarray) -> None:
+        pixels = np.float32(dx.shape[1] * dx.shape[2])
+        dx[...] = (dy / pixels)[:, None, None, :]
+
+
+def _grain(x: np.ndarray) -> int:
+    """Images in a piece of work."""
+    return max(1, GRAIN_ELEMENTS // max(1, x[:1].size))

@@ -1,0 +1,110 @@
+"""Threads for kernels that release the GIL.
+
+Numba's own `parallel=True` costs seconds of compilation a kernel; a plain kernel over a range of pieces, called from a
+few Python threads, reaches the same speed. The pieces are fixed by the caller and never by the number of threads, so
+results have the same bits however many there are.
+"""
+
+import contextlib
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Job:
+    """Pieces of one loop, taken by whichever thread is free."""
+
+    def __init__(self, function: Callable[..., None], count: int, grain: int, args: tuple[Any, ...]) -> None:
+        self.function, self.count, self.grain, self.args = function, count, grain, args
+        self.pieces = itertools.count()  # next() is atomic under the GIL
+        self.finished: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def work(self) -> None:
+        for piece in self.pieces:
+            start = piece * self.grain
+            if start >= self.count:
+                return
+            self.function(start, min(start + self.grain, self.count), *self.args)
+
+
+def _serve(jobs: "SimpleQueue[_Job | None]") -> None:
+    while (job := jobs.get()) is not None:
+        try:
+            job.work()
+        except BaseException as error:
+            job.finished.put(error)
+        else:
+            job.finished.put(None)
+        del job  # arguments are not kept alive until the next job
+
+
+class Workers:
+    """`threads` threads, the caller's among them."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._scratch = threading.local()
+        self._blas = ThreadpoolController().select(user_api="blas").lib_controllers
+        for i in range(threads - 1):
+            threading.Thread(target=_serve, args=(self._jobs,), name=f"minidl-{i + 1}", daemon=True).start()
+
+    def __del__(self) -> None:
+        for _ in range(self.threads - 1):
+            self._jobs.put(None)
+
+    def run(self, function: Callable[..., None], count: int, grain: int, *args: Any) -> None:
+        """Call `function(start, stop, *args)` over ranges of `grain` that cover 0 to `count`, on all threads.
+
+        What `function` does with a number must not depend on the range it came in.
+        """
+        pieces = -(-count // grain)
+        if pieces <= 1 or self.threads == 1:
+            if count > 0:
+                function(0, count, *args)
+            return
+        job = _Job(function, count, grain, args)
+        helpers = min(self.threads, pieces) - 1
+        for _ in range(helpers):
+            self._jobs.put(job)
+        error = None
+        try:
+            job.work()
+        finally:
+            for _ in range(helpers):
+                error = job.finished.get() or error
+        if error is not None:
+            raise error
+
+    @contextlib.contextmanager
+    def one_blas_thread(self) -> Iterator[None]:
+        """Inside, a matrix product runs on the thread that asks for it, so that ours share out the products."""
+        before = [library.get_num_threads() for library in self._blas]
+        for library in self._blas:
+            library.set_num_threads(1)
+        try:
+            yield
+        finally:
+            for library, threads in zip(self._blas, before, strict=True):
+                library.set_num_threads(threads)
+
+    def scratch(self, name: str, size: int) -> np.ndarray:
+        """At least `size` uninitialised float32, the calling thread's own, valid until it asks for `name` again."""
+        buffers: dict[str, np.ndarray] = self._scratch.__dict__
+        buffer = buffers.get(name)
+        if buffer is None or buffer.size < size:
+            buffer = buffers[name] = np.empty(size, np.float32)
+        return buffer

@@ -1,0 +1,36 @@
+"""Arrays in host memory: what the backends share whose arrays are NumPy's."""
+
+from typing import Any
+
+import numpy as np
+
+
+class HostMemory:
+    """The memory part of `Backend` for NumPy arrays."""
+
+    dtype: np.dtype[Any]
+
+    def empty(self, shape: tuple[int, ...], dtype: Any = None) -> np.ndarray:
+        return np.empty(shape, self.dtype if dtype is None else dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any = None) -> np.ndarray:
+        array = self.empty(shape, dtype)
+        array[...] = 0
+        return array
+
+    def array(self, host: np.ndarray, dtype: Any = None) -> np.ndarray:
+        return np.array(host, dtype=self.dtype if dtype is None else dtype, order="C")
+
+    def numpy(self, array: np.ndarray) -> np.ndarray:
+        return np.array(array, order="C")
+
+    def copy(self, source: np.ndarray, target: np.ndarray) -> None:
+        target[...] = source
+
+    def accept(self, array: Any, name: str, dtype: Any = None) -> np.ndarray:
+        wanted = np.dtype(self.dtype if dtype is None else dtype)
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"{name} is a {type(array).__module__}.{type(array).__name__}, expected a numpy.ndarray")
+        if array.dtype != wanted:
+            raise TypeError(f"{name} has dtype {array.dtype}, expected {wanted}; convert it with .astype('{wanted}')")
+        return array if array.flags.c_contiguous else np.array(array, order="C")

@@ -1,0 +1,206 @@
+"""What a device must be able to do: the one interface between layers and arithmetic.
+
+A layer holds state and wiring; every number it produces comes from a method here. Each operation writes into arrays
+that the caller obtained from `empty`, so whoever reads a layer sees its buffers. Activations are NHWC (channels last);
+`rows` below means all leading axes together: an activation (n, h, w, c) is a matrix of n*h*w rows and c columns.
+
+Shapes are validated by the layers, once; operations trust them. Every array is C-contiguous.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from kernels.batchnorm import BatchStatistics as BatchStatistics  # part of this interface
+
+Array = Any  # numpy.ndarray on the CPU, cupy.ndarray on a GPU
+Shape = tuple[int, ...]
+Pair = tuple[int, int]
+
+
+class Backend(Protocol):
+    """A device: its memory and its operations."""
+
+    name: str  # "cpu", "cuda" or "reference"
+    dtype: np.dtype[Any]  # of activations and parameters: float32, or float64 on the reference
+
+    # Memory. `empty` draws on an arena: memory returns to it when the last reference to the array is dropped, so after
+    # the first step of a training loop nothing is allocated.
+    def empty(self, shape: Shape, dtype: Any = None) -> Array: ...
+    def zeros(self, shape: Shape, dtype: Any = None) -> Array: ...
+    def array(self, host: np.ndarray, dtype: Any = None) -> Array:
+        """A new device array with the values of `host`."""
+
+    def numpy(self, array: Array) -> np.ndarray:
+        """A new host array with the values of `array`."""
+
+    def copy(self, source: Array, target: Array) -> None: ...
+    def accept(self, array: Any, name: str, dtype: Any = None) -> Array:
+        """`array` if it is one of this device's, C-contiguous (copied if it is not) and of `dtype` (or the backend's).
+
+        Raises TypeError, naming the argument, if it lies elsewhere or has another dtype.
+        """
+
+    def describe(self) -> str:
+        """The device in a few words, for people."""
+
+    # Convolution (kernels/conv). x (n, h, w, c_in), w (kh, kw, c_in, c_out), bias (c_out,) or None,
+    # y (n, ho, wo, c_out).
+    def conv2d_forward(self, x: Array, w: Array, bias: Array | None, y: Array, stride: Pair, padding: Pair) -> None: ...
+    def conv2d_backward_input(self, dy: Array, w: Array, dx: Array, stride: Pair, padding: Pair) -> None: ...
+    def conv2d_backward_weight(self, x: Array, dy: Array, dw: Array, stride: Pair, padding: Pair) -> None: ...
+    def bias_backward(self, dy: Array, db: Array) -> None:
+        """Db (c,) = the sum of dy's rows; for convolution and linear alike."""
+
+    # Linear (kernels/linear.py). x (n, c_in), w (c_out, c_in), bias (c_out,) or None, y (n, c_out).
+    def linear_forward(self, x: Array, w: Array, bias: Array | None, y: Array) -> None: ...
+    def linear_backward_input(self, dy: Array, w: Array, dx: Array) -> None: ...
+    def linear_backward_weight(self, x: Array, dy: Array, dw: Array) -> None: ...
+
+    # Batch normalization (kernels/batchnorm). x, y, dy, dx (..., c); gamma and beta (c,) or both None.
+    def batchnorm_statistics(self, x: Array, eps: float, out: BatchStatistics) -> None:
+        """Of the batch; x has at least one row."""
+
+    def batchnorm_running_statistics(self, mean: Array, var: Array, eps: float, out: BatchStatistics) -> None:
+        """The running estimates in the form that `batchnorm_apply` reads: shift = mean, delta = 0."""
+
+    def batchnorm_update_running(
+        self, batch: BatchStatistics, rows: int, factor: float, running_mean: Array, running_var: Array
+    ) -> None:
+        """Running += factor * (batch - running), in place; the variance that enters is unbiased (rows / (rows - 1))."""
+
+    def batchnorm_apply(
+        self, x: Array, statistics: BatchStatistics, gamma: Array | None, beta: Array | None, y: Array, relu: bool
+    ) -> None:
+        """Y = ((x - shift) - delta) * inv_std * gamma + beta, and max(y, 0) where `relu`."""
+
+    def batchnorm_backward(
+        self,
+        x: Array,
+        dy: Array,
+        statistics: BatchStatistics,
+        gamma: Array | None,
+        beta: Array | None,
+        dx: Array,
+        dgamma: Array | None,
+        dbeta: Array | None,
+        training: bool,
+        relu: bool,
+    ) -> None:
+        """Through batch statistics where `training`, else through fixed ones: dx = dy * gamma * inv_std.
+
+        With `relu`, dy is the gradient of max(y, 0), and the sign of y is recomputed from x exactly as forward did.
+        dgamma and dbeta are None when the layer has no gamma and beta.
+        """
+
+    # Elementwise (kernels/activation.py, kernels/elementwise.py); arrays of equal shape unless stated.
+    def relu_forward(self, x: Array, y: Array) -> None: ...
+    def relu_backward(self, dy: Array, y: Array, dx: Array) -> None:
+        """Dx = 0 where y <= 0, else dy; y is forward's output."""
+
+    def add(self, a: Array, b: Array, out: Array) -> None:
+        """Out = a + b; out may be a or b."""
+
+    def concat(self, parts: Sequence[Array], out: Array) -> None:
+        """Along the last axis (channels): parts (..., c_i), out (..., sum of c_i)."""
+
+    def split(self, whole: Array, parts: Sequence[Array]) -> None:
+        """The inverse of `concat`."""
+
+    def channels_first(self, x: Array, y: Array) -> None:
+        """X (n, h, w, c) to y (n, c*h*w), in PyTorch's flattening order (channel, height, width)."""
+
+    def channels_last(self, x: Array, y: Array) -> None:
+        """The inverse of `channels_first`: x (n, c*h*w) to y (n, h, w, c)."""
+
+    def dropout(self, x: Array, y: Array, p: float, seed: int, stream: int, call: int) -> None:
+        """Y = x / (1 - p) where kept, else 0; the mask is a function of (seed, stream, call, index) alone.
+
+        Forward and backward are the same operation: backward applies it to dy with the same numbers.
+        """
+
+    # Pooling (kernels/pooling.py). x (n, h, w, c), y (n, ho, wo, c).
+    def max_pool2d_forward(self, x: Array, y: Array, index: Array, kernel: Pair, stride: Pair, padding: Pair) -> None:
+        """`index` (like y, int32): the maximum's place in the image, row * w + column; ties go to the first."""
+
+    def max_pool2d_backward(
+        self, dy: Array, index: Array, dx: Array, kernel: Pair, stride: Pair, padding: Pair
+    ) -> None: ...
+    def avg_pool2d_forward(
+        self, x: Array, y: Array, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool
+    ) -> None: ...
+    def avg_pool2d_backward(
+        self, dy: Array, dx: Array, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool
+    ) -> None: ...
+    def global_avg_pool2d_forward(self, x: Array, y: Array) -> None:
+        """X (n, h, w, c), y (n, c)."""
+
+    def global_avg_pool2d_backward(self, dy: Array, dx: Array) -> None: ...
+
+    # Loss and metrics (kernels/loss.py). logits (n, classes), targets (n,) int64.
+    def cross_entropy(
+        self,
+        logits: Array,
+        targets: Array,
+        loss: Array,
+        dlogits: Array,
+        label_smoothing: float,
+        ignore_index: int,
+        reduction: str,
+    ) -> None:
+        """Loss () and its gradient in one pass; `reduction` is "mean" (over rows that are not ignored) or "sum"."""
+
+    def count_correct(self, logits: Array, targets: Array, correct: Array) -> None:
+        """`correct` () int64: rows whose largest logit, the first of equals, is at their target; none with NaN."""
+
+    def all_finite(self, x: Array) -> bool: ...
+
+    # Optimizers (kernels/optimizer.py): lists of equally shaped arrays, all updated in place.
+    def sgd(
+        self,
+        values: Sequence[Array],
+        grads: Sequence[Array],
+        velocities: Sequence[Array],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
+        """`velocities` is empty when momentum is 0."""
+
+    def adam(
+        self,
+        values: Sequence[Array],
+        grads: Sequence[Array],
+        first_moments: Sequence[Array],
+        second_moments: Sequence[Array],
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+    ) -> None:
+        """`step` counts from 1. `decoupled` is AdamW's weight decay, otherwise decay is added to the gradient."""
+
+    # Images (kernels/elementwise.py).
+    def gather_images(
+        self,
+        images: Array,
+        index: Array,
+        shifts: Array,
+        flips: Array,
+        mean: Array,
+        std: Array,
+        out: Array,
+    ) -> None:
+        """A batch of normalized float images from the uint8 images of a data set.
+
+        images (N, h, w, c) uint8; index (n,) int64; shifts (n, 2) int32, (down, right), what moves in is 0; flips (n,)
+        bool, left to right, before the shift; mean, std (c,) in the units of `images`; out (n, h, w, c).
+        """
+
+    def gather_labels(self, labels: Array, index: Array, out: Array) -> None:
+        """Out (n,) = labels[index], int64."""

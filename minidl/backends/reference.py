@@ -1,0 +1,224 @@
+"""The reference as a device: every operation by its float64 definition in kernels/.
+
+Slow, and right by inspection. A model moved here computes what it means; the other backends are held against it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kernels import activation, batchnorm, conv, elementwise, linear, loss, optimizer, pooling
+from minidl.backends.host import HostMemory
+from minidl.backends.protocol import BatchStatistics, Pair
+
+
+class ReferenceBackend(HostMemory):
+    """`Backend` in float64 NumPy."""
+
+    name = "reference"
+    dtype: np.dtype[Any] = np.dtype(np.float64)
+
+    def describe(self) -> str:
+        return "reference, NumPy float64"
+
+    # Convolution and linear.
+
+    def conv2d_forward(
+        self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, y: np.ndarray, stride: Pair, padding: Pair
+    ) -> None:
+        y[...] = conv.conv2d_forward_reference(x, w, bias, stride, padding)
+
+    def conv2d_backward_input(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray, stride: Pair, padding: Pair) -> None:
+        dx[...] = conv.conv2d_backward_input_reference(dy, w, dx.shape, stride, padding)
+
+    def conv2d_backward_weight(
+        self, x: np.ndarray, dy: np.ndarray, dw: np.ndarray, stride: Pair, padding: Pair
+    ) -> None:
+        dw[...] = conv.conv2d_backward_weight_reference(x, dy, dw.shape, stride, padding)
+
+    def bias_backward(self, dy: np.ndarray, db: np.ndarray) -> None:
+        db[...] = conv.bias_backward_reference(dy)
+
+    def linear_forward(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, y: np.ndarray) -> None:
+        y[...] = linear.linear_forward_reference(x, w, bias)
+
+    def linear_backward_input(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
+        dx[...] = linear.linear_backward_input_reference(dy, w)
+
+    def linear_backward_weight(self, x: np.ndarray, dy: np.ndarray, dw: np.ndarray) -> None:
+        dw[...] = linear.linear_backward_weight_reference(x, dy)
+
+    # Batch normalization.
+
+    def batchnorm_statistics(self, x: np.ndarray, eps: float, out: BatchStatistics) -> None:
+        _assign(out, batchnorm.batchnorm_statistics_reference(x, eps))
+
+    def batchnorm_running_statistics(self, mean: np.ndarray, var: np.ndarray, eps: float, out: BatchStatistics) -> None:
+        _assign(out, batchnorm.batchnorm_running_statistics_reference(mean, var, eps))
+
+    def batchnorm_update_running(
+        self, batch: BatchStatistics, rows: int, factor: float, running_mean: np.ndarray, running_var: np.ndarray
+    ) -> None:
+        after = batchnorm.batchnorm_update_running_reference(batch, rows, factor, running_mean, running_var)
+        _assign((running_mean, running_var), after)
+
+    def batchnorm_apply(
+        self,
+        x: np.ndarray,
+        statistics: BatchStatistics,
+        gamma: np.ndarray | None,
+        beta: np.ndarray | None,
+        y: np.ndarray,
+        relu: bool,
+    ) -> None:
+        y[...] = batchnorm.batchnorm_apply_reference(x, statistics, gamma, beta, relu)
+
+    def batchnorm_backward(
+        self,
+        x: np.ndarray,
+        dy: np.ndarray,
+        statistics: BatchStatistics,
+        gamma: np.ndarray | None,
+        beta: np.ndarray | None,
+        dx: np.ndarray,
+        dgamma: np.ndarray | None,
+        dbeta: np.ndarray | None,
+        training: bool,
+        relu: bool,
+    ) -> None:
+        gradients = batchnorm.batchnorm_backward_reference(x, dy, statistics, gamma, beta, training, relu)
+        for target, value in zip((dx, dgamma, dbeta), gradients, strict=True):
+            if target is not None:
+                target[...] = value
+
+    # Elementwise.
+
+    def relu_forward(self, x: np.ndarray, y: np.ndarray) -> None:
+        y[...] = activation.relu_forward_reference(x)
+
+    def relu_backward(self, dy: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
+        dx[...] = activation.relu_backward_reference(dy, y)
+
+    def add(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+        out[...] = elementwise.add_reference(a, b)
+
+    def concat(self, parts: Sequence[np.ndarray], out: np.ndarray) -> None:
+        out[...] = elementwise.concat_reference(parts)
+
+    def split(self, whole: np.ndarray, parts: Sequence[np.ndarray]) -> None:
+        _assign(parts, elementwise.split_reference(whole, [part.shape[-1] for part in parts]))
+
+    def channels_first(self, x: np.ndarray, y: np.ndarray) -> None:
+        y[...] = elementwise.channels_first_reference(x)
+
+    def channels_last(self, x: np.ndarray, y: np.ndarray) -> None:
+        y[...] = elementwise.channels_last_reference(x, y.shape)
+
+    def dropout(self, x: np.ndarray, y: np.ndarray, p: float, seed: int, stream: int, call: int) -> None:
+        y[...] = elementwise.dropout_reference(x, p, seed, stream, call)
+
+    def gather_images(
+        self,
+        images: np.ndarray,
+        index: np.ndarray,
+        shifts: np.ndarray,
+        flips: np.ndarray,
+        mean: np.ndarray,
+        std: np.ndarray,
+        out: np.ndarray,
+    ) -> None:
+        out[...] = elementwise.gather_images_reference(images, index, shifts, flips, mean, std)
+
+    def gather_labels(self, labels: np.ndarray, index: np.ndarray, out: np.ndarray) -> None:
+        out[...] = elementwise.gather_labels_reference(labels, index)
+
+    # Pooling.
+
+    def max_pool2d_forward(
+        self, x: np.ndarray, y: np.ndarray, index: np.ndarray, kernel: Pair, stride: Pair, padding: Pair
+    ) -> None:
+        _assign((y, index), pooling.max_pool2d_forward_reference(x, kernel, stride, padding))
+
+    def max_pool2d_backward(
+        self, dy: np.ndarray, index: np.ndarray, dx: np.ndarray, kernel: Pair, stride: Pair, padding: Pair
+    ) -> None:
+        dx[...] = pooling.max_pool2d_backward_reference(dy, index, dx.shape, kernel, stride, padding)
+
+    def avg_pool2d_forward(
+        self, x: np.ndarray, y: np.ndarray, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool
+    ) -> None:
+        y[...] = pooling.avg_pool2d_forward_reference(x, kernel, stride, padding, count_include_pad)
+
+    def avg_pool2d_backward(
+        self, dy: np.ndarray, dx: np.ndarray, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool
+    ) -> None:
+        shape = dx.shape
+        dx[...] = pooling.avg_pool2d_backward_reference(dy, shape, kernel, stride, padding, count_include_pad)
+
+    def global_avg_pool2d_forward(self, x: np.ndarray, y: np.ndarray) -> None:
+        y[...] = pooling.global_avg_pool2d_forward_reference(x)
+
+    def global_avg_pool2d_backward(self, dy: np.ndarray, dx: np.ndarray) -> None:
+        dx[...] = pooling.global_avg_pool2d_backward_reference(dy, dx.shape)
+
+    # Loss, metrics, optimizers.
+
+    def cross_entropy(
+        self,
+        logits: np.ndarray,
+        targets: np.ndarray,
+        loss: np.ndarray,
+        dlogits: np.ndarray,
+        label_smoothing: float,
+        ignore_index: int,
+        reduction: str,
+    ) -> None:
+        _assign((loss, dlogits), _cross_entropy(logits, targets, label_smoothing, ignore_index, reduction))
+
+    def count_correct(self, logits: np.ndarray, targets: np.ndarray, correct: np.ndarray) -> None:
+        correct[...] = loss.count_correct_reference(logits, targets)
+
+    def all_finite(self, x: np.ndarray) -> bool:
+        return loss.all_finite_reference(x)
+
+    def sgd(
+        self,
+        values: Sequence[np.ndarray],
+        grads: Sequence[np.ndarray],
+        velocities: Sequence[np.ndarray],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
+        for i, (value, grad) in enumerate(zip(values, grads, strict=True)):
+            velocity = velocities[i] if velocities else None
+            after = optimizer.sgd_reference(value, grad, velocity, lr, momentum, weight_decay, nesterov)
+            _assign((value,) if velocity is None else (value, velocity), after[: 1 if velocity is None else 2])
+
+    def adam(
+        self,
+        values: Sequence[np.ndarray],
+        grads: Sequence[np.ndarray],
+        first_moments: Sequence[np.ndarray],
+        second_moments: Sequence[np.ndarray],
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+    ) -> None:
+        for value, grad, first, second in zip(values, grads, first_moments, second_moments, strict=True):
+            numbers = step, lr, beta1, beta2, eps, weight_decay, decoupled
+            _assign((value, first, second), optimizer.adam_reference(value, grad, first, second, *numbers))
+
+
+_cross_entropy = loss.cross_entropy_reference
+
+
+def _assign(targets: Sequence[np.ndarray], values: Sequence[Any]) -> None:
+    for target, value in zip(targets, values, strict=True):
+        target[...] = value

@@ -1,0 +1,31 @@
+"""Random initial values, drawn on the host so that a seed means the same weights on every device."""
+
+import math
+
+import numpy as np
+
+_generator = np.random.default_rng()
+
+
+def manual_seed(seed: int) -> None:
+    """Make the initial weights of the layers created from here on, and their dropout masks, a function of `seed`."""
+    global _generator  # one generator for all layers, like torch.manual_seed
+    _generator = np.random.default_rng(seed)
+
+
+def uniform(shape: tuple[int, ...], bound: float) -> np.ndarray:
+    """Float32 values, uniform in [-bound, bound)."""
+    return _generator.uniform(-bound, bound, shape).astype(np.float32)
+
+
+def uniform_by_fan_in(shape: tuple[int, ...], fan_in: int) -> np.ndarray:
+    """Uniform in ±1/sqrt(fan_in): PyTorch's default for weights and biases of Linear and Conv2d.
+
+    That is He et al. 2015 (arXiv:1502.01852) "Kaiming uniform" with the leaky slope a = sqrt(5).
+    """
+    return uniform(shape, 1 / math.sqrt(max(1, fan_in)))
+
+
+def seed_for_layer() -> int:
+    """A 64-bit seed for a layer that draws random numbers itself."""
+    return int(_generator.integers(0, 2**64, dtype=np.uint64))

@@ -1,0 +1,137 @@
+"""Layers with a weight: Conv2d and Linear."""
+
+from kernels.window import output_size, pair
+from minidl.backends import Array, Backend
+from minidl.nn.init import uniform_by_fan_in
+from minidl.nn.module import Module, Parameter
+
+
+class Conv2d(Module):
+    """Two-dimensional cross-correlation, as PyTorch's Conv2d, channels last.
+
+    Shapes: input (n, h, w, in_channels); output (n, ho, wo, out_channels) with
+    ho = floor((h + 2 * padding - kernel_size) / stride) + 1. Weights are held as (kh, kw, in, out) and appear in
+    `state_dict` as PyTorch's (out, in, kh, kw).
+
+    Attributes:
+        input_gradient: Set to False where nobody needs the gradient of the input (the first layer of a network);
+            `backward` then returns None and saves the work.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0,
+        bias: bool = True,
+        *,
+        device: str | Backend | None = None,
+    ) -> None:
+        super().__init__(device)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride, self.padding = pair(kernel_size), pair(stride), pair(padding)
+        _positive(self, in_channels=in_channels, out_channels=out_channels)
+        _positive(self, kernel_size=min(self.kernel_size), stride=min(self.stride), padding=min(self.padding) + 1)
+        kh, kw = self.kernel_size
+        fan_in = kh * kw * in_channels
+        # Drawn in PyTorch's layout, so that a permutation of axes is all that lies between the two.
+        weight = uniform_by_fan_in((out_channels, in_channels, kh, kw), fan_in).transpose(2, 3, 1, 0)
+        self.weight = Parameter(self.backend.array(weight), decay=True, axes=(3, 2, 0, 1))
+        self.bias: Parameter | None = None
+        if bias:
+            self.bias = Parameter(self.backend.array(uniform_by_fan_in((out_channels,), fan_in)), decay=False)
+        self.input_gradient = True
+
+    def output_shape(self, x_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Forward's output shape. Raises ShapeError if the kernel does not fit."""
+        sizes = zip(x_shape[1:3], self.kernel_size, self.stride, self.padding, strict=True)
+        ho, wo = (output_size(*axis, operation="Conv2d") for axis in sizes)
+        return x_shape[0], ho, wo, self.out_channels
+
+    def forward(self, x: Array) -> Array:
+        """(n, h, w, in_channels) -> (n, ho, wo, out_channels). Raises ShapeError or TypeError for another input."""
+        x = self.accept(x, "n h w c", c=self.in_channels)
+        y = self.backend.empty(self.output_shape(x.shape))
+        bias = None if self.bias is None else self.bias.value
+        self.backend.conv2d_forward(x, self.weight.value, bias, y, self.stride, self.padding)
+        self.keep(x)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """See `Module.backward`."""
+        (x,) = self.kept()
+        dy = self.accept_gradient(dy, self.output_shape(x.shape))
+        with self.weight.gradient(self.backend) as dw:
+            self.backend.conv2d_backward_weight(x, dy, dw, self.stride, self.padding)
+        if self.bias is not None:
+            with self.bias.gradient(self.backend) as db:
+                self.backend.bias_backward(dy, db)
+        if not self.input_gradient:
+            return None
+        dx = self.backend.empty(x.shape)
+        self.backend.conv2d_backward_input(dy, self.weight.value, dx, self.stride, self.padding)
+        return dx
+
+    def extra_repr(self) -> str:
+        """The arguments that differ from their defaults, as PyTorch prints them."""
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        text += f", padding={self.padding}" if self.padding != (0, 0) else ""
+        return text + (", bias=False" if self.bias is None else "")
+
+
+class Linear(Module):
+    """y = x @ weight.T + bias. Shapes: x (n, in_features), weight (out_features, in_features), y (n, out_features).
+
+    Attributes:
+        input_gradient: As in Conv2d.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, *, device: str | Backend | None = None
+    ) -> None:
+        super().__init__(device)
+        _positive(self, in_features=in_features, out_features=out_features)
+        self.in_features, self.out_features = in_features, out_features
+        weight = uniform_by_fan_in((out_features, in_features), in_features)
+        self.weight = Parameter(self.backend.array(weight), decay=True)
+        self.bias: Parameter | None = None
+        if bias:
+            self.bias = Parameter(self.backend.array(uniform_by_fan_in((out_features,), in_features)), decay=False)
+        self.input_gradient = True
+
+    def forward(self, x: Array) -> Array:
+        """(n, in_features) -> (n, out_features). Raises ShapeError or TypeError for another input."""
+        x = self.accept(x, "n c", c=self.in_features)
+        y = self.backend.empty((x.shape[0], self.out_features))
+        self.backend.linear_forward(x, self.weight.value, None if self.bias is None else self.bias.value, y)
+        self.keep(x)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """See `Module.backward`."""
+        (x,) = self.kept()
+        dy = self.accept_gradient(dy, (x.shape[0], self.out_features))
+        with self.weight.gradient(self.backend) as dw:
+            self.backend.linear_backward_weight(x, dy, dw)
+        if self.bias is not None:
+            with self.bias.gradient(self.backend) as db:
+                self.backend.bias_backward(dy, db)
+        if not self.input_gradient:
+            return None
+        dx = self.backend.empty(x.shape)
+        self.backend.linear_backward_input(dy, self.weight.value, dx)
+        return dx
+
+    def extra_repr(self) -> str:
+        """The arguments, as PyTorch prints them."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+def _positive(layer: Module, **numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            if name == "padding":
+                raise ValueError(f"{type(layer).__name__}: padding must not be negative")
+            raise ValueError(f"{type(layer).__name__}: {name} must be at least 1, got {value}")

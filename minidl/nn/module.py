@@ -1,0 +1,303 @@
+"""What every layer is: named parameters, buffers and children; forward, and backward through the last forward."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from kernels.errors import ShapeError
+from minidl.backends import Array, Backend, get_backend
+
+
+class Parameter:
+    """An array that training changes, and its gradient.
+
+    Attributes:
+        value: On the layer's device, in the layout the operations want.
+        grad: Like value. None until a backward pass has written it; further passes add to it until `zero_grad`.
+        decay: Whether weight decay is meant for it: true for weights, false for biases and normalization.
+        axes: How value's axes are permuted to give PyTorch's layout, or None where the two agree.
+    """
+
+    def __init__(self, value: Array, *, decay: bool, axes: tuple[int, ...] | None = None) -> None:
+        self.value = value
+        self.grad: Array | None = None
+        self.decay = decay
+        self.axes = axes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of value."""
+        return tuple(self.value.shape)
+
+    def zero_grad(self) -> None:
+        """Forget the gradient."""
+        self.grad = None
+
+    @contextlib.contextmanager
+    def gradient(self, backend: Backend) -> Iterator[Array]:
+        """Where a backward pass writes its gradient; a second pass before `zero_grad` is added to the first."""
+        fresh = backend.empty(self.shape)
+        yield fresh
+        if self.grad is None:
+            self.grad = fresh
+        else:
+            backend.add(self.grad, fresh, self.grad)
+
+    def state(self, backend: Backend) -> np.ndarray:
+        """The value as a NumPy array in PyTorch's layout."""
+        host = backend.numpy(self.value)
+        return host if self.axes is None else np.array(host.transpose(self.axes), order="C")
+
+    def state_shape(self) -> tuple[int, ...]:
+        """The shape that `state` has."""
+        return self.shape if self.axes is None else tuple(self.shape[axis] for axis in self.axes)
+
+    def load(self, backend: Backend, host: np.ndarray) -> None:
+        """The inverse of `state`."""
+        if self.axes is not None:
+            host = host.transpose(np.argsort(self.axes))
+        backend.copy(backend.array(host), self.value)
+
+
+class Mismatch(NamedTuple):
+    """Names that `load_state_dict(strict=False)` could not use."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+_remember = True
+
+
+@contextlib.contextmanager
+def inference() -> Iterator[None]:
+    """Inside, forward keeps nothing for backward, so that an activation's memory is free as soon as it was read."""
+    global _remember  # one switch for all layers, like torch.no_grad
+    before, _remember = _remember, False
+    try:
+        yield
+    finally:
+        _remember = before
+
+
+class Module:
+    """Base of all layers. Assigning a Parameter or a Module to an attribute registers it under that name."""
+
+    def __init__(self, device: str | Backend | None = None) -> None:
+        self.backend: Backend = _backend(device)
+        self.training = True
+        self._parameters: dict[str, Parameter] = {}
+        self._buffers: dict[str, Array] = {}
+        self._modules: dict[str, Module] = {}
+        self._kept: tuple[Any, ...] | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Parameter):
+            self._parameters[name] = value
+        elif isinstance(value, Module):
+            self._modules[name] = value
+        object.__setattr__(self, name, value)
+
+    def forward(self, x: Array) -> Array:
+        """The layer's output for x."""
+        raise NotImplementedError
+
+    def backward(self, dy: Array) -> Array:
+        """The gradient with respect to forward's input, given that of its output; parameters' gradients are written.
+
+        Goes back through the last forward, once. Raises RuntimeError if there was none.
+        """
+        raise NotImplementedError
+
+    def __call__(self, x: Array) -> Array:
+        """Forward."""
+        return self.forward(x)
+
+    # State between forward and backward.
+
+    def keep(self, *values: Any) -> None:
+        """Remember what backward will need (unless in `inference`)."""
+        self._kept = values if _remember else None
+
+    def kept(self) -> tuple[Any, ...]:
+        """What forward kept; forgotten here, so that its memory is free as backward goes on."""
+        if self._kept is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.backward: there is no forward pass to go back through; call forward(x) first, "
+                "once for each backward, and not inside inference()"
+            )
+        values, self._kept = self._kept, None
+        return values
+
+    # The tree.
+
+    def children(self) -> Iterator[tuple[str, "Module"]]:
+        """Direct children by name."""
+        yield from self._modules.items()
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
+        """This module and all below it, with dotted names; this one's own is `prefix`."""
+        yield prefix, self
+        for name, child in self._modules.items():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """All parameters with dotted names, in PyTorch's order."""
+        for path, module in self.named_modules():
+            for name, parameter in module._parameters.items():
+                yield f"{path}.{name}" if path else name, parameter
+
+    def parameters(self) -> Iterator[Parameter]:
+        """All parameters."""
+        for _, parameter in self.named_parameters():
+            yield parameter
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters():
+            parameter.zero_grad()
+
+    def train(self, mode: bool = True) -> Self:
+        """Training behaviour for this module and all below it."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Self:
+        """Evaluation behaviour for this module and all below it."""
+        return self.train(False)
+
+    def to(self, device: str | Backend) -> Self:
+        """Move all parameters and buffers. Gradients are forgotten. Raises DeviceError if the device cannot be used."""
+        target = _backend(device)
+        for _, module in self.named_modules():
+            source = module.backend
+            for parameter in module._parameters.values():
+                parameter.value = target.array(source.numpy(parameter.value))
+                parameter.grad = None
+            for name, buffer in module._buffers.items():
+                module.register_buffer(name, target.array(source.numpy(buffer)))
+            module.backend, module._kept = target, None
+        return self
+
+    def take_childrens_device(self) -> None:
+        """For containers: compute where the children do."""
+        for child in self._modules.values():
+            self.backend = child.backend
+            break
+
+    # State dicts.
+
+    def register_buffer(self, name: str, value: Array) -> None:
+        """An array that belongs to the state but is not trained; also an attribute."""
+        self._buffers[name] = value
+        object.__setattr__(self, name, value)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """All parameters and buffers as NumPy arrays, by PyTorch's names and in PyTorch's layouts."""
+        state: dict[str, np.ndarray] = {}
+        for path, module in self.named_modules():
+            for name, value in module.own_state().items():
+                state[f"{path}.{name}" if path else name] = value
+        return state
+
+    def own_state(self) -> dict[str, np.ndarray]:
+        """This module's part of `state_dict`, without its children's."""
+        state = {name: parameter.state(self.backend) for name, parameter in self._parameters.items()}
+        state.update({name: self.backend.numpy(buffer) for name, buffer in self._buffers.items()})
+        return state
+
+    def own_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes that `own_state` has."""
+        shapes = {name: parameter.state_shape() for name, parameter in self._parameters.items()}
+        shapes.update({name: tuple(buffer.shape) for name, buffer in self._buffers.items()})
+        return shapes
+
+    def load_own_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take this module's part; names that are not there keep what they hold."""
+        for name, value in state.items():
+            if name in self._parameters:
+                self._parameters[name].load(self.backend, value)
+            elif name in self._buffers:
+                self.backend.copy(self.backend.array(value), self._buffers[name])
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray], strict: bool = True) -> Mismatch:
+        """Take values from `state`. Nothing is changed if anything is refused.
+
+        Args:
+            state: NumPy arrays by PyTorch's names, in PyTorch's layouts.
+            strict: Refuse names that are missing or not expected; otherwise they are returned.
+
+        Raises:
+            ValueError: Names or shapes do not match; the message says which.
+        """
+        given = {name: np.asarray(value) for name, value in state.items()}
+        expected = {
+            f"{path}.{name}" if path else name: shape
+            for path, module in self.named_modules()
+            for name, shape in module.own_shapes().items()
+        }
+        missing = [name for name in expected if name not in given]
+        unexpected = [name for name in given if name not in expected]
+        faults = [
+            f"{name} has shape {given[name].shape}, expected {shape}"
+            for name, shape in expected.items()
+            if name in given and given[name].shape != shape
+        ]
+        if strict:
+            faults += [f"missing: {', '.join(missing)}"] if missing else []
+            faults += [f"unexpected: {', '.join(unexpected)}"] if unexpected else []
+        if faults:
+            raise ValueError(f"the state does not fit this {type(self).__name__}: {'; '.join(faults)}")
+        for path, module in self.named_modules():
+            prefix = f"{path}." if path else ""
+            own = {name: given[prefix + name] for name in module.own_shapes() if prefix + name in given}
+            module.load_own_state(own)
+        return Mismatch(missing, unexpected)
+
+    # Checks.
+
+    def accept(self, x: Array, axes: str, **sizes: int) -> Array:
+        """`x`, checked: on this layer's device, of its dtype, with one axis for each name in `axes` ("n h w c").
+
+        `sizes` gives the axes whose length is fixed. Raises ShapeError or TypeError, naming layer, given and expected.
+        """
+        x = self.backend.accept(x, f"{type(self).__name__}: the input")
+        names = axes.split()
+        if x.ndim != len(names) or any(
+            sizes.get(name, size) != size for name, size in zip(names, x.shape, strict=True)
+        ):
+            wanted = ", ".join(str(sizes.get(name, name)) for name in names)
+            raise ShapeError(f"{type(self).__name__}: the input has shape {tuple(x.shape)}, expected ({wanted})")
+        return x
+
+    def accept_gradient(self, dy: Array, shape: tuple[int, ...]) -> Array:
+        """`dy`, checked to be like forward's output. Raises ShapeError or TypeError."""
+        dy = self.backend.accept(dy, f"{type(self).__name__}: the gradient")
+        if tuple(dy.shape) != tuple(shape):
+            raise ShapeError(
+                f"{type(self).__name__}: the gradient has shape {tuple(dy.shape)}, expected {tuple(shape)}, "
+                "that of forward's output"
+            )
+        return dy
+
+    # Words.
+
+    def extra_repr(self) -> str:
+        """The arguments, for `repr`."""
+        return ""
+
+    def __repr__(self) -> str:
+        head = f"{type(self).__name__}({self.extra_repr()}"
+        if not self._modules:
+            return head + ")"
+        lines = [f"  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self._modules.items()]
+        return head + "\n" + "\n".join(lines) + "\n)"
+
+
+def _backend(device: str | Backend | None) -> Backend:
+    if device is None:
+        return get_backend("cpu")
+    return get_backend(device) if isinstance(device, str) else device

@@ -1,0 +1,140 @@
+"""Pooling layers and Flatten: what makes an image smaller."""
+
+import numpy as np
+
+from kernels.window import output_size, pair
+from minidl.backends import Array, Backend
+from minidl.nn.module import Module
+
+
+class _Pool2d(Module):
+    """A window of kernel_size moves over each channel of (n, h, w, c); floor mode, as PyTorch's default."""
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] = 0,
+        *,
+        device: str | Backend | None = None,
+    ) -> None:
+        super().__init__(device)
+        self.kernel_size, self.padding = pair(kernel_size), pair(padding)
+        self.stride = self.kernel_size if stride is None else pair(stride)
+        if min(self.kernel_size) < 1 or min(self.stride) < 1:
+            raise ValueError(
+                f"{type(self).__name__}: kernel_size and stride must be at least 1, got {self.extra_repr()}"
+            )
+        if any(not 0 <= p <= k // 2 for p, k in zip(self.padding, self.kernel_size, strict=True)):
+            raise ValueError(
+                f"{type(self).__name__}: padding must be at most half of kernel_size, or a window could be all padding; "
+                f"got {self.extra_repr()}"
+            )
+
+    def output_shape(self, x_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Forward's output shape. Raises ShapeError if the window does not fit."""
+        sizes = zip(x_shape[1:3], self.kernel_size, self.stride, self.padding, strict=True)
+        ho, wo = (output_size(*axis, operation=type(self).__name__) for axis in sizes)
+        return x_shape[0], ho, wo, x_shape[3]
+
+    def extra_repr(self) -> str:
+        """The arguments, as PyTorch prints them."""
+        return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}"
+
+
+class MaxPool2d(_Pool2d):
+    """The largest value of each window. The gradient goes to the first of equal ones; NaN wins over any number."""
+
+    def forward(self, x: Array) -> Array:
+        """(n, h, w, c) -> (n, ho, wo, c). Raises ShapeError or TypeError for another input."""
+        x = self.accept(x, "n h w c")
+        y = self.backend.empty(self.output_shape(x.shape))
+        index = self.backend.empty(y.shape, np.int32)
+        self.backend.max_pool2d_forward(x, y, index, self.kernel_size, self.stride, self.padding)
+        self.keep(index, x.shape)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """See `Module.backward`."""
+        index, shape = self.kept()
+        dy = self.accept_gradient(dy, index.shape)
+        dx = self.backend.empty(shape)
+        self.backend.max_pool2d_backward(dy, index, dx, self.kernel_size, self.stride, self.padding)
+        return dx
+
+
+class AvgPool2d(_Pool2d):
+    """The mean of each window. count_include_pad says whether padding counts as elements of value 0."""
+
+    def __init__(
+        self,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] | None = None,
+        padding: int | tuple[int, int] = 0,
+        count_include_pad: bool = True,
+        *,
+        device: str | Backend | None = None,
+    ) -> None:
+        super().__init__(kernel_size, stride, padding, device=device)
+        self.count_include_pad = count_include_pad
+
+    def forward(self, x: Array) -> Array:
+        """(n, h, w, c) -> (n, ho, wo, c). Raises ShapeError or TypeError for another input."""
+        x = self.accept(x, "n h w c")
+        y = self.backend.empty(self.output_shape(x.shape))
+        self.backend.avg_pool2d_forward(x, y, self.kernel_size, self.stride, self.padding, self.count_include_pad)
+        self.keep(x.shape)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """See `Module.backward`."""
+        (shape,) = self.kept()
+        dy = self.accept_gradient(dy, self.output_shape(shape))
+        dx = self.backend.empty(shape)
+        self.backend.avg_pool2d_backward(dy, dx, self.kernel_size, self.stride, self.padding, self.count_include_pad)
+        return dx
+
+
+class GlobalAvgPool2d(Module):
+    """The mean of each channel over the whole image: (n, h, w, c) -> (n, c)."""
+
+    def forward(self, x: Array) -> Array:
+        """See the class."""
+        x = self.accept(x, "n h w c")
+        y = self.backend.empty((x.shape[0], x.shape[3]))
+        self.backend.global_avg_pool2d_forward(x, y)
+        self.keep(x.shape)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """See `Module.backward`."""
+        (shape,) = self.kept()
+        dy = self.accept_gradient(dy, (shape[0], shape[3]))
+        dx = self.backend.empty(shape)
+        self.backend.global_avg_pool2d_backward(dy, dx)
+        return dx
+
+
+class Flatten(Module):
+    """(n, h, w, c) -> (n, c*h*w), in PyTorch's order (channel, height, width), whatever the layout in memory.
+
+    So the weights of a following Linear mean the same here and in PyTorch.
+    """
+
+    def forward(self, x: Array) -> Array:
+        """See the class."""
+        x = self.accept(x, "n h w c")
+        n, h, w, c = x.shape
+        y = self.backend.empty((n, c * h * w))
+        self.backend.channels_first(x, y)
+        self.keep(x.shape)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """See `Module.backward`."""
+        (shape,) = self.kept()
+        n, h, w, c = shape
+        dy = self.accept_gradient(dy, (n, c * h * w))
+        dx = self.backend.empty(shape)
+        self.backend.channels_last(dy, dx)
+        return dx

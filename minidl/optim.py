@@ -1,0 +1,190 @@
+"""Optimizers with PyTorch's update rules: SGD, Adam and AdamW.
+
+Parameters come as a list, or as groups (dicts with "params" and any option that differs for the group), so that weight
+decay can leave out biases and normalization: `decay_groups(model, weight_decay)` makes those two groups.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from minidl.backends import Array, Backend
+from minidl.nn import Module, Parameter
+
+Group = dict[str, Any]
+
+
+def decay_groups(model: Module, weight_decay: float) -> list[Group]:
+    """Two parameter groups: weights, with decay, and biases and normalization parameters, without."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [parameter for parameter in parameters if parameter.decay], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in parameters if not parameter.decay], "weight_decay": 0.0},
+    ]
+
+
+class Optimizer:
+    """What the optimizers share: groups, and a state of arrays for each parameter.
+
+    Args:
+        params: Parameters, or groups of them.
+        backend: Where they lie; see `Module.backend`.
+        defaults: Options of the groups that do not set their own.
+
+    Attributes:
+        groups: Dicts of "params", "lr" and the other options; schedules write "lr" here.
+        steps: Updates so far.
+    """
+
+    slots: tuple[str, ...] = ()  # names of the state arrays that a parameter has
+
+    def __init__(
+        self, params: Iterable[Parameter] | Sequence[Group], backend: Backend, defaults: Mapping[str, Any]
+    ) -> None:
+        entries: list[Any] = list(params)
+        if not entries:
+            raise ValueError(f"{type(self).__name__}: no parameters to optimize")
+        groups = entries if isinstance(entries[0], dict) else [{"params": entries}]
+        self.backend, self.steps = backend, 0
+        self.groups: list[Group] = []
+        for group in groups:
+            unknown = set(group) - {"params", *defaults}
+            if unknown:
+                raise ValueError(f"{type(self).__name__}: unknown option {sorted(unknown)[0]!r} in a parameter group")
+            merged = {**defaults, **group, "params": list(group["params"])}
+            for name in ("lr", "weight_decay", "momentum", "eps"):
+                if name in merged and not (math.isfinite(merged[name]) and merged[name] >= 0):
+                    raise ValueError(f"{type(self).__name__}: {name} must be 0 or more and finite, got {merged[name]}")
+            self.groups.append(merged)
+        self.state: list[list[dict[str, Array]]] = [
+            [{slot: backend.zeros(parameter.shape) for slot in self.slots_of(group)} for parameter in group["params"]]
+            for group in self.groups
+        ]
+
+    def slots_of(self, group: Group) -> tuple[str, ...]:
+        """State arrays of a parameter of this group."""
+        del group
+        return self.slots
+
+    def set_lr(self, lr: float) -> None:
+        """The learning rate of all groups."""
+        for group in self.groups:
+            group["lr"] = lr
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for group in self.groups:
+            for parameter in group["params"]:
+                parameter.zero_grad()
+
+    def step(self) -> None:
+        """Update all parameters that have a gradient."""
+        self.steps += 1
+        for group, states in zip(self.groups, self.state, strict=True):
+            ready = [i for i, parameter in enumerate(group["params"]) if parameter.grad is not None]
+            values = [group["params"][i].value for i in ready]
+            grads = [group["params"][i].grad for i in ready]
+            slots = [[states[i][slot] for i in ready] for slot in self.slots_of(group)]
+            if ready:
+                self.update(group, values, grads, slots)
+
+    def update(self, group: Group, values: list[Array], grads: list[Array], slots: list[list[Array]]) -> None:
+        """One update of the parameters of a group; `slots` holds a list of state arrays for each name."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """State arrays by "group.parameter.slot", and "steps", as NumPy arrays."""
+        arrays = {
+            f"{g}.{i}.{slot}": self.backend.numpy(array)
+            for g, states in enumerate(self.state)
+            for i, slots in enumerate(states)
+            for slot, array in slots.items()
+        }
+        return {"steps": np.array(self.steps, np.int64), **arrays}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """The inverse of `state_dict`. Raises ValueError, changing nothing, if names or shapes do not match."""
+        own = self.state_dict()
+        faults = [name for name in own if name not in state or np.shape(state[name]) != own[name].shape]
+        faults += [name for name in state if name not in own]
+        if faults:
+            raise ValueError(f"the state does not fit this {type(self).__name__}: {', '.join(faults)}")
+        for g, states in enumerate(self.state):
+            for i, slots in enumerate(states):
+                for slot, array in slots.items():
+                    self.backend.copy(self.backend.array(state[f"{g}.{i}.{slot}"]), array)
+        self.steps = int(state["steps"])
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum, Nesterov's form of it, and weight decay added to the gradient."""
+
+    def __init__(
+        self,
+        params: Iterable[Parameter] | Sequence[Group],
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        backend: Backend,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+        super().__init__(params, backend, defaults)
+        if any(group["nesterov"] and group["momentum"] == 0 for group in self.groups):
+            raise ValueError("SGD: nesterov needs a momentum greater than 0")
+
+    def slots_of(self, group: Group) -> tuple[str, ...]:
+        """A velocity, if there is momentum."""
+        return ("velocity",) if group["momentum"] else ()
+
+    def update(self, group: Group, values: list[Array], grads: list[Array], slots: list[list[Array]]) -> None:
+        """See `Optimizer.update`."""
+        options = group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]
+        self.backend.sgd(values, grads, slots[0] if slots else [], *options)
+
+
+class Adam(Optimizer):
+    """Kingma and Ba 2015 (arXiv:1412.6980); weight decay is added to the gradient."""
+
+    slots = ("first_moment", "second_moment")
+    decoupled = False
+
+    def __init__(
+        self,
+        params: Iterable[Parameter] | Sequence[Group],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        backend: Backend,
+    ) -> None:
+        super().__init__(params, backend, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        if any(not 0 <= beta < 1 for group in self.groups for beta in group["betas"]):
+            raise ValueError(f"{type(self).__name__}: betas must be at least 0 and less than 1, got {betas}")
+
+    def update(self, group: Group, values: list[Array], grads: list[Array], slots: list[list[Array]]) -> None:
+        """See `Optimizer.update`."""
+        options = self.steps, group["lr"], *group["betas"], group["eps"], group["weight_decay"], self.decoupled
+        self.backend.adam(values, grads, slots[0], slots[1], *options)
+
+
+class AdamW(Adam):
+    """Adam with weight decay apart from the gradient (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+
+    decoupled = True
+
+    def __init__(
+        self,
+        params: Iterable[Parameter] | Sequence[Group],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        backend: Backend,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay, backend=backend)
