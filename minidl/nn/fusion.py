@@ -1,5 +1,8 @@
 """Fusion: a rewrite of a Sequential in which one step does the work of several layers."""
 
+import contextlib
+from collections.abc import Iterator
+
 from minidl.backends import Array
 from minidl.nn.activation import ReLU
 from minidl.nn.batchnorm import BatchNorm
@@ -48,3 +51,16 @@ def fuse(model: Module) -> list[str]:
                 steps.append(step)
         module.steps = steps
     return fused
+
+
+@contextlib.contextmanager
+def unfused(model: Module) -> Iterator[None]:
+    """Inside, every layer of `model` runs by itself."""
+    fused = [(module, module.steps) for _, module in model.named_modules() if isinstance(module, Sequential)]
+    for module, _ in fused:
+        module.steps = list(module)
+    try:
+        yield
+    finally:
+        for module, steps in fused:
+            module.steps = steps

@@ -27,7 +27,7 @@ class _Pool2d(Module):
             )
         if any(not 0 <= p <= k // 2 for p, k in zip(self.padding, self.kernel_size, strict=True)):
             raise ValueError(
-                f"{type(self).__name__}: padding must be at most half of kernel_size, or a window could be all padding; "
+                f"{type(self).__name__}: padding must be at most half of kernel_size, or windows could be all padding; "
                 f"got {self.extra_repr()}"
             )
 

@@ -1,0 +1,50 @@
+"""The command line: one file a command, each a thin layer over the library."""
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from minidl.errors import MinidlError
+
+# Imported when called, so that `minidl --help` does not wait for Numba.
+COMMANDS = {
+    "train": "minidl.cli.train",
+    "eval": "minidl.cli.evaluate",
+    "predict": "minidl.cli.predict",
+    "data": "minidl.cli.data",
+    "doctor": "minidl.cli.doctor",
+    "version": "minidl.cli.version",
+}
+
+
+class _Failure(click.ClickException):
+    """An error in one line, with an exit code of its own."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class _Commands(click.Group):
+    """Loads each command's module when it is used; turns minidl's errors into one line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        command: click.Command | None = import_module(COMMANDS[name]).command if name in COMMANDS else None
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MinidlError as error:
+            raise _Failure(str(error), error.exit_code) from None
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def main() -> None:
+    """Batch Normalization from the kernel up: train small networks, study kernels, test GPU against CPU."""

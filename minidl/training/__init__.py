@@ -1,0 +1,23 @@
+"""Training: the loop, and what a run leaves behind.
+
+`Trainer` is the loop for programs; `begin` and `resume` make a `Session`, the whole run that `minidl train` is.
+"""
+
+from minidl.training.config import TrainConfig
+from minidl.training.evaluation import ImageSource, Result, evaluate
+from minidl.training.session import Reporter, Session, begin, load_model, resume
+from minidl.training.trainer import Progress, Trainer
+
+__all__ = [
+    "ImageSource",
+    "Progress",
+    "Reporter",
+    "Result",
+    "Session",
+    "TrainConfig",
+    "Trainer",
+    "begin",
+    "evaluate",
+    "load_model",
+    "resume",
+]

@@ -1,0 +1,335 @@
+"""A training run from its configuration to its summary: the run folder, checkpoints, interruption, resumption."""
+
+import contextlib
+import math
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from minidl import models, optim, schedule
+from minidl.backends import Backend, choose
+from minidl.data import Dataset, Loader, load
+from minidl.errors import CheckpointError, ConfigError, NonFiniteError
+from minidl.nn import Conv2d, Linear, Module, fuse, manual_seed
+from minidl.training import checkpoint
+from minidl.training.config import TrainConfig, validate, write_config
+from minidl.training.curves import draw_curves
+from minidl.training.recipe import resolve
+from minidl.training.runs import RunFolder
+from minidl.training.trainer import Row, Trainer
+from minidl.version import __version__
+
+# What a resumed run may be given anew: none of it touches what has been computed so far.
+CHANGEABLE = ("epochs", "max_steps", "device", "threads", "data_dir")
+
+
+class Reporter(Protocol):
+    """Whoever shows a run to somebody; every method may do nothing."""
+
+    def note(self, text: str) -> None:
+        """One line worth knowing."""
+
+    def start(self, session: "Session") -> None:
+        """Training begins."""
+
+    def step(self, session: "Session") -> None:
+        """A step is done."""
+
+    def epoch(self, session: "Session", row: Row) -> None:
+        """An epoch is done."""
+
+
+class Session:
+    """A run that can be trained on; made by `begin` or `resume`.
+
+    Attributes:
+        config: With every choice made.
+        run: Its folder.
+        dataset: Its data.
+        trainer: Its model, optimizer and progress.
+        stopped: The signal that ended `train` early, or None.
+    """
+
+    def __init__(self, config: TrainConfig, run: RunFolder, dataset: Dataset, backend: Backend) -> None:
+        self.config, self.run, self.dataset = config, run, dataset
+        self.trainer = _trainer(config, dataset, backend)
+        self.stopped: signal.Signals | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all epochs are done."""
+        return self.trainer.progress.epoch >= _known(self.config.epochs)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are trained."""
+        return sum(math.prod(parameter.shape) for parameter in self.trainer.model.parameters())
+
+    def train(self, reporter: Reporter) -> dict[str, Any]:
+        """Train until the last epoch, --max-steps or a signal; leave every file of the run up to date.
+
+        Returns:
+            The summary, as in summary.json.
+
+        Raises:
+            NonFiniteError: Training produced NaN or infinity; the last checkpoint, from before, is kept.
+            CheckpointError, ConfigError: A file cannot be written.
+        """
+        reporter.start(self)
+        try:
+            with self._signals():
+                while not self.complete and not self._should_stop():
+
+                    def keep_going() -> bool:
+                        reporter.step(self)
+                        return not self._should_stop()
+
+                    row = self.trainer.train_epoch(keep_going)
+                    if row is not None:
+                        self.run.append_metrics(row)
+                        if self.trainer.progress.best_epoch == self.trainer.progress.epoch:
+                            self._save(checkpoint.BEST)
+                        self._save(checkpoint.LAST)
+                        reporter.epoch(self, row)
+            if self.trainer.progress.batch:
+                self.trainer.require_finite_state()
+                self._save(checkpoint.LAST)
+        except NonFiniteError as error:
+            kept = self.run.checkpoints / checkpoint.LAST
+            raise NonFiniteError(f"{error}; the last good checkpoint is {kept}; try a smaller --lr") from None
+        summary = self.summary()
+        self.run.write_summary(summary)
+        rows = self.run.read_metrics()
+        if rows:
+            draw_curves(rows, self.run.curves)
+        return summary
+
+    def summary(self) -> dict[str, Any]:
+        """The run in numbers: the last finished epoch's, or those of this moment if it stopped within an epoch."""
+        trainer, progress = self.trainer, self.trainer.progress
+        if progress.batch or not progress.epoch:
+            train, test = trainer.train_result(), trainer.evaluate()
+            metrics = dict(zip(_METRICS, (*train, *test), strict=True))
+        else:
+            last = self.run.read_metrics()[-1]
+            metrics = {name: last[name] for name in _METRICS}
+        return {
+            "run": str(self.run.path),
+            "device": trainer.backend.name,
+            "data": self.config.data,
+            "model": self.config.model,
+            "bn": self.config.bn,
+            "epochs": progress.epoch,
+            "steps": progress.step,
+            "seed": self.config.seed,
+            **metrics,
+            "best_test_accuracy": progress.best_accuracy if progress.best_epoch else None,
+            "best_epoch": progress.best_epoch or None,
+            "seconds": progress.seconds,
+            "images_per_second": progress.images / progress.train_seconds if progress.train_seconds else None,
+            "parameters": self.parameters,
+            "complete": self.complete,
+            "version": __version__,
+        }
+
+    def _should_stop(self) -> bool:
+        limit = self.config.max_steps
+        return self.stopped is not None or (limit is not None and self.trainer.progress.step >= limit)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Inside, Ctrl-C and SIGTERM end the run after the current step; a second one ends it at once, unsaved."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(number: int, _frame: FrameType | None) -> None:
+            self.stopped = signal.Signals(number)
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _save(self, name: str) -> None:
+        tensors, metadata = self.trainer.tensors(), self._metadata()
+        if name == checkpoint.LAST:
+            checkpoint.save_last(self.run.checkpoints, tensors, metadata)
+        else:
+            checkpoint.save(self.run.checkpoints / name, tensors, metadata)
+
+    def _metadata(self) -> dict[str, Any]:
+        dataset = self.dataset
+        return {
+            "minidl": __version__,
+            "config": asdict(self.config),
+            "counters": self.trainer.counters(),
+            "model": {
+                "name": self.config.model,
+                "image_shape": list(dataset.image_shape),
+                "classes": dataset.classes,
+                "bn": self.config.bn,
+            },
+            "data": {
+                "name": dataset.name,
+                "fingerprint": dataset.fingerprint,
+                "class_names": list(dataset.class_names),
+                "mean": dataset.mean.tolist(),
+                "std": dataset.std.tolist(),
+                "white": int(dataset.train_images.max()),  # the raw value of the brightest pixel
+                "background": _border_mean(dataset),  # in the units of "white"
+            },
+        }
+
+
+_METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+
+
+def begin(config: TrainConfig, out: str | Path, reporter: Reporter) -> Session:
+    """A new run in the folder `out`.
+
+    Raises:
+        ConfigError, DataError, DeviceError: An option, the data or the device will not do; nothing is left behind.
+    """
+    validate(config)
+    backend = _device(config, reporter)
+    dataset = load(config.data, config.data_dir)
+    config = resolve(config, dataset)
+    models.build(config.model, dataset.image_shape, dataset.classes, bn=config.bn)  # refused before a folder is made
+    run = RunFolder.create(out, f"{dataset.name}-{config.model}")
+    session = Session(config, run, dataset, backend)
+    write_config(run.config, config)
+    run.write_environment()
+    session._save(checkpoint.LAST)  # so that there is always one to go back to, and a full disk is found now
+    return session
+
+
+def resume(path: str | Path, changes: Mapping[str, Any], reporter: Reporter) -> Session:
+    """An existing run, where its last checkpoint left it; `changes` are the options given anew.
+
+    Raises:
+        ConfigError: An option would change what was computed so far, or the run is complete.
+        CheckpointError: There is no good checkpoint, or it is of another model or other data.
+        DataError, DeviceError: As for a new run.
+    """
+    run = RunFolder.open(path)
+    saved, note = checkpoint.load_latest(run.checkpoints)
+    if note:
+        reporter.note(note)
+    try:
+        before = TrainConfig(**saved.metadata["config"])
+        counters, data = saved.metadata["counters"], saved.metadata["data"]
+    except (KeyError, TypeError):
+        raise CheckpointError(f"{run.checkpoints}: the checkpoint is not that of a training run") from None
+    for name, value in changes.items():
+        old = getattr(before, name)
+        if name not in CHANGEABLE and value != old:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is {old} in {run.path} and cannot become {value} there; "
+                "start a new run, or leave the option out"
+            )
+    config = replace(before, max_steps=None, **{name: changes[name] for name in CHANGEABLE if name in changes})
+    validate(config)
+    if config.epochs != before.epochs and config.schedule != "constant":
+        reporter.note(f"the {config.schedule} schedule now spans {config.epochs} epochs instead of {before.epochs}")
+    backend = _device(config, reporter)
+    dataset = load(config.data, config.data_dir)
+    if dataset.fingerprint != data["fingerprint"]:
+        raise CheckpointError(
+            f"{run.path} was trained on other data than {dataset.source} holds now; "
+            "restore the data, or start a new run"
+        )
+    session = Session(config, run, dataset, backend)
+    try:
+        session.trainer.restore(saved.tensors, counters)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{run.checkpoints}: the checkpoint is of another model: {error}") from None
+    if session.complete:
+        raise ConfigError(f"{run.path} is complete ({config.epochs} epochs); give --epochs a larger number to go on")
+    run.truncate_metrics(session.trainer.progress.epoch)
+    write_config(run.config, config)
+    reporter.note(f"resumed {run.path} after step {session.trainer.progress.step}")
+    return session
+
+
+def load_model(path: str | Path, backend: Backend, which: str = "best") -> tuple[Module, dict[str, Any]]:
+    """The model of a run folder or of a checkpoint file, ready to evaluate, and the checkpoint's metadata.
+
+    Args:
+        path: A run folder (then `which` of its checkpoints, "best" or "last"; last if there is no best yet) or a file.
+        backend: Where the model is put.
+        which: See `path`.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or does not fit the model that it names.
+    """
+    file = Path(path)
+    if not file.is_file():
+        run = RunFolder.open(path)
+        file = run.checkpoints / (checkpoint.BEST if which == "best" else checkpoint.LAST)
+        if not file.exists() and which == "best":
+            file = run.checkpoints / checkpoint.LAST
+    saved = checkpoint.load(file)
+    try:
+        spec = saved.metadata["model"]
+        height, width, channels = spec["image_shape"]
+        model = models.build(spec["name"], (height, width, channels), spec["classes"], bn=spec["bn"])
+        weights = {k.removeprefix("model."): v for k, v in saved.tensors.items() if k.startswith("model.")}
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: the checkpoint does not fit the model it names: {error}") from None
+    fuse(model)
+    return model.to(backend).eval(), saved.metadata
+
+
+def _border_mean(dataset: Dataset) -> float:
+    """The mean raw value of the outermost pixels, by which `predict` knows dark backgrounds from light ones."""
+    images = dataset.train_images
+    edges = images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]
+    return sum(float(edge.mean()) for edge in edges) / len(edges)
+
+
+def _device(config: TrainConfig, reporter: Reporter) -> Backend:
+    choice = choose(config.device, config.threads)
+    reporter.note(f"device: {choice.backend.describe()} ({choice.why})")
+    return choice.backend
+
+
+def _trainer(config: TrainConfig, dataset: Dataset, backend: Backend) -> Trainer:
+    manual_seed(config.seed)
+    model = models.build(config.model, dataset.image_shape, dataset.classes, bn=config.bn).to(backend)
+    fuse(model)
+    if isinstance(model[0], Conv2d | Linear):
+        model[0].input_gradient = False  # nobody learns from the images' gradient
+    lr, epochs, batch_size = _known(config.lr), _known(config.epochs), _known(config.batch_size)
+    groups = optim.decay_groups(model, _known(config.weight_decay))
+    optimizer: optim.Optimizer
+    if config.optimizer == "sgd":
+        momentum = config.momentum
+        optimizer = optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0, backend=backend)
+    else:
+        optimizer = {"adam": optim.Adam, "adamw": optim.AdamW}[config.optimizer](groups, lr, backend=backend)
+    steps = epochs * len(Loader(len(dataset.train_images), batch_size, config.seed))
+    return Trainer(
+        model,
+        dataset,
+        optimizer,
+        schedule.by_name(config.schedule, lr, steps),
+        batch_size=batch_size,
+        seed=config.seed,
+        augmentation=dataset.augmentation if config.augment else None,
+        label_smoothing=config.label_smoothing,
+    )
+
+
+def _known(value: Any) -> Any:
+    """A field that `resolve` has filled in."""
+    assert value is not None
+    return value
