@@ -82,9 +82,11 @@ class ConsoleReporter:
             f"data: {dataset.name}, {len(dataset.train_images):,} training and {len(dataset.test_images):,} test images"
             f" of {'x'.join(map(str, dataset.image_shape))}"
         )
+        model = config.model if config.bn else f"{config.model} without batch normalization"
+        steps = len(session.trainer.loader)
         self.line(
-            f"model: {config.model}{'' if config.bn else ' without batch normalization'}, {session.parameters:,} parameters; "
-            f"{config.optimizer}, {config.schedule} schedule, {config.epochs} epochs of {len(session.trainer.loader)} steps"
+            f"model: {model}, {session.parameters:,} parameters; "
+            f"{config.optimizer}, {config.schedule} schedule, {config.epochs} epochs of {steps} steps"
         )
         self.line(f"run: {session.run.path}")
         self.line(HEADER)

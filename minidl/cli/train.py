@@ -1,4 +1,4 @@
-"""minidl train"""
+"""`minidl train`."""
 
 import json
 import signal
@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from minidl.backends import DEVICES
+from minidl.cli import options
 from minidl.cli.console import ConsoleReporter
 from minidl.models import MODELS
 from minidl.schedule import NAMES as SCHEDULES
@@ -19,55 +19,35 @@ from minidl.training.runs import latest
 LATEST = "latest"
 
 
-def _options(function: Callable[..., None]) -> Callable[..., None]:
-    """The options of a run; each is a field of TrainConfig, whose default it names."""
-    by_recipe = "by data set"
-    for decorate in reversed(
-        (
-            click.option(
-                "--data", metavar="NAME|FILE.npz", help="Data set; see `minidl data list`.  [default: digits]"
-            ),
-            click.option("--data-dir", metavar="DIR", help="Where data sets lie.  [default: $MINIDL_DATA]"),
-            click.option("--model", metavar="NAME", help=f"{', '.join(MODELS)}.  [default: small-cnn]"),
-            click.option(
-                "--epochs", type=int, metavar="N", help=f"Passes over the training images.  [default: {by_recipe}]"
-            ),
-            click.option("--batch-size", type=int, metavar="N", help=f"Images a step.  [default: {by_recipe}]"),
-            click.option("--lr", type=float, metavar="RATE", help=f"Largest learning rate.  [default: {by_recipe}]"),
-            click.option("--optimizer", metavar="NAME", help=f"{', '.join(OPTIMIZERS)}.  [default: sgd]"),
-            click.option("--momentum", type=float, metavar="M", help="Of sgd (Nesterov's form).  [default: 0.9]"),
-            click.option(
-                "--weight-decay",
-                type=float,
-                metavar="D",
-                help=f"Of weights; not of biases and normalization.  [default: {by_recipe}]",
-            ),
-            click.option("--label-smoothing", type=float, metavar="S", help="[default: 0]"),
-            click.option("--schedule", metavar="NAME", help=f"{', '.join(SCHEDULES)}.  [default: one-cycle]"),
-            click.option("--bn/--no-bn", default=None, help="With or without batch normalization.  [default: bn]"),
-            click.option(
-                "--augment/--no-augment",
-                default=None,
-                help="The data set's shifts and flips of training images.  [default: augment]",
-            ),
-            click.option(
-                "--device", type=click.Choice(DEVICES), help="auto takes a GPU where one can be used.  [default: auto]"
-            ),
-            click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: all cores]"),
-            click.option("--seed", type=int, metavar="N", help="The same seed gives the same bits.  [default: 0]"),
-            click.option(
-                "--max-steps", type=int, metavar="N", help="Stop after this many steps in all; --resume goes on."
-            ),
-        )
-    ):
-        function = decorate(function)
-    return function
+def _field(name: str, kind: type, metavar: str, text: str, default: object = "by data set") -> Callable[..., Any]:
+    """An option that sets the field of TrainConfig with its name."""
+    return click.option(name, type=kind, metavar=metavar, help=f"{text}  [default: {default}]")
+
+
+def _switch(name: str, text: str) -> Callable[..., Any]:
+    return click.option(f"--{name}/--no-{name}", default=None, help=f"{text}  [default: {name}]")
 
 
 @click.command("train")
-@_options
+@_field("--data", str, "NAME|FILE.npz", "Data set; see `minidl data list`.", TrainConfig.data)
+@options.data_dir
+@_field("--model", str, "NAME", f"{', '.join(MODELS)}.", TrainConfig.model)
+@_field("--epochs", int, "N", "Passes over the training images.")
+@_field("--batch-size", int, "N", "Images a step.")
+@_field("--lr", float, "RATE", "Largest learning rate.")
+@_field("--optimizer", str, "NAME", f"{', '.join(OPTIMIZERS)}.", TrainConfig.optimizer)
+@_field("--momentum", float, "M", "Of sgd, in Nesterov's form.", TrainConfig.momentum)
+@_field("--weight-decay", float, "D", "Of weights; biases and normalization have none.")
+@_field("--label-smoothing", float, "S", "Share of the target spread over all classes.", TrainConfig.label_smoothing)
+@_field("--schedule", str, "NAME", f"Of the learning rate: {', '.join(SCHEDULES)}.", TrainConfig.schedule)
+@_switch("bn", "With or without batch normalization.")
+@_switch("augment", "The data set's own shifts and flips of training images.")
+@options.device
+@options.threads
+@_field("--seed", int, "N", "The same seed gives the same bits.", TrainConfig.seed)
+@click.option("--max-steps", type=int, metavar="N", help="Stop after this many steps in all; --resume goes on.")
 @click.option("--config", "config_file", metavar="FILE", help="TOML file of these options; flags win over it.")
-@click.option("--out", metavar="DIR", default="runs", show_default=True, help="Folder in which the run gets its own.")
+@options.out
 @click.option(
     "--resume",
     "resume_from",
@@ -81,21 +61,20 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
 @click.pass_context
 def command(
     ctx: click.Context,
+    /,
     config_file: str | None,
     out: str,
     resume_from: str | None,
     as_json: bool,
     quiet: bool,
-    **options: Any,
+    **fields: Any,
 ) -> None:
     """Train a network; with no options, a small CNN with batch normalization on handwritten digits.
 
     Leaves a run folder with the configuration, metrics, learning curves and checkpoints. Ctrl-C saves and says how to
     go on.
     """
-    given = {
-        name: value for name, value in options.items() if ctx.get_parameter_source(name) != ParameterSource.DEFAULT
-    }
+    given = {name: value for name, value in fields.items() if ctx.get_parameter_source(name) != ParameterSource.DEFAULT}
     if config_file is not None:
         given = load_config(config_file) | given
     with ConsoleReporter(quiet=quiet, to_stderr=as_json) as reporter:
@@ -106,19 +85,17 @@ def command(
         summary = session.train(reporter)
         reporter.close()
         reporter.line(_closing(session, summary))
-        if session.stopped is not None:
-            click.echo(f"stopped; go on with: python -m minidl train --resume {session.run.path}", err=True)
     if as_json:
         click.echo(json.dumps(summary))
     if session.stopped is not None:
-        ctx.exit(128 + (session.stopped if session.stopped is signal.SIGTERM else signal.SIGINT))
+        click.echo(f"stopped; go on with: python -m minidl train --resume {session.run.path}", err=True)
+        ctx.exit(128 + signal.Signals(session.stopped))
 
 
 def _closing(session: Session, summary: dict[str, Any]) -> str:
     epochs, total = summary["epochs"], session.config.epochs
     done = f"{epochs} epochs" if summary["complete"] else f"{summary['steps']} steps ({epochs} of {total} epochs)"
-    best = summary["best_test_accuracy"]
     words = f"test accuracy {summary['test_accuracy']:.2%} after {done} in {summary['seconds']:.1f} s"
-    if best is not None and summary["best_epoch"] != epochs:
-        words += f"; best {best:.2%} (epoch {summary['best_epoch']})"
+    if summary["best_epoch"] not in (None, epochs):
+        words += f"; best {summary['best_test_accuracy']:.2%} (epoch {summary['best_epoch']})"
     return words
