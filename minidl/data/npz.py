@@ -150,8 +150,8 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str, info: zipfile.
             raise DataError(
                 f"{where}: shape {shape} of {dtype} takes {expected:,} bytes and {left:,} follow its header"
             )
-        raw = stream.read(expected)
-        if len(raw) != expected or stream.read(1):  # the read beyond the end checks the member's CRC
+        raw = stream.read(expected)  # to the member's end, where zipfile compares its CRC
+        if len(raw) != expected:
             raise DataError(f"{where} is truncated; copy or write the file again")
     if dtype.itemsize == 0:
         raise DataError(f"{where} has dtype {dtype}, which holds nothing")
