@@ -1,0 +1,132 @@
+"""Rewrite the tables and pictures of the documentation from docs/results/. No figure in them is typed by hand.
+
+    python scripts/update_tables.py            # rewrite
+    python scripts/update_tables.py --check    # exit 1 if a page does not say what the records say
+
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`. What has not been recorded says so.
+"""
+
+import json
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDS = ROOT / "docs" / "results" / "training.jsonl"
+PICTURE = ROOT / "docs" / "images" / "batchnorm.svg"
+NOT_YET = "not yet recorded"
+
+Record = dict[str, Any]
+
+
+def read(experiment: str) -> list[Record]:
+    """The recorded runs of an experiment."""
+    if not RECORDS.exists():
+        return []
+    rows = [json.loads(line) for line in RECORDS.read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if row["experiment"] == experiment]
+
+
+def training_table() -> str:
+    """What a training run reaches and takes."""
+    lines = [
+        "| run | test accuracy | without batch normalization | time, start to end |",
+        "|---|---|---|---|",
+    ]
+    for title, name, plain in (
+        ("digits, the defaults", "digits", "digits-no-bn"),
+        ("Fashion-MNIST, 5 epochs", "fashion-mnist-5", None),
+        ("Fashion-MNIST, 15 epochs", "fashion-mnist-15", "fashion-mnist-15-no-bn"),
+    ):
+        rows = read(name)
+        seconds = _seconds(rows)
+        cold = read(f"{name}-cold")
+        if cold:
+            seconds += f" ({_seconds(cold)} the first time)"
+        lines.append(f"| {title} | {_accuracy(rows)} | {_accuracy(read(plain)) if plain else ''} | {seconds} |")
+    rows = read("digits")
+    if rows:
+        machine, versions = rows[0]["environment"], rows[0]["environment"]["versions"]
+        lines += [
+            "",
+            f"Recorded on {rows[0]['date']}: {machine['cores_allowed']} cores of {machine['cpu']}, Python "
+            f"{machine['python']}, NumPy {versions['numpy']}, Numba {versions['numba']}. Rows with provenance: "
+            "[docs/results/training.jsonl](docs/results/training.jsonl), by `scripts/record_training.py`. "
+            "On a GPU: not yet recorded.",
+        ]
+    return "\n".join(lines)
+
+
+def _accuracy(rows: list[Record]) -> str:
+    if not rows:
+        return NOT_YET
+    values = [row["summary"]["test_accuracy"] for row in rows]
+    if len(values) == 1:
+        return f"{values[0]:.2%}"
+    return f"{mean(values):.2%} (mean of {len(values)} seeds, lowest {min(values):.2%})"
+
+
+def _seconds(rows: list[Record]) -> str:
+    if not rows:
+        return NOT_YET
+    value = mean(row["wall_seconds"] for row in rows)
+    return f"{value:.1f} s" if value < 100 else f"{value / 60:.0f} min"
+
+
+def draw_picture() -> bytes:
+    """Fashion-MNIST with and without batch normalization: test accuracy and training loss after each epoch."""
+    style = {"svg.hashsalt": "minidl", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
+    with rc_context(style):
+        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        accuracy, loss = figure.subplots(1, 2)
+        for name, label, colour in (
+            ("fashion-mnist-15", "with batch normalization", "#0072b2"),
+            ("fashion-mnist-15-no-bn", "without", "#d55e00"),
+        ):
+            for row in read(name)[:1]:
+                epochs = [metrics["epoch"] for metrics in row["metrics"]]
+                test = [100 * metrics["test_accuracy"] for metrics in row["metrics"]]
+                train = [metrics["train_loss"] for metrics in row["metrics"]]
+                accuracy.plot(epochs, test, "o-", color=colour, markersize=3.5, label=label)
+                loss.plot(epochs, train, "o-", color=colour, markersize=3.5, label=label)
+        accuracy.set(xlabel="epoch", ylabel="test accuracy, %", title="Fashion-MNIST, small-cnn")
+        loss.set(xlabel="epoch", ylabel="training loss", title="same seed, same schedule")
+        for axes in (accuracy, loss):
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+        if read("fashion-mnist-15"):
+            accuracy.legend(frameon=False)
+        PICTURE.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(PICTURE, format="svg", metadata={"Date": None})
+    return PICTURE.read_bytes()
+
+
+TABLES = {"results": (ROOT / "README.md", training_table)}
+
+
+def main() -> None:
+    """Rewrite, or with --check only compare."""
+    check = sys.argv[1:] == ["--check"]
+    stale = []
+    for name, (page, table) in TABLES.items():
+        text = page.read_text(encoding="utf-8")
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, rest = text.split(begin)
+        after = rest.split(end)[1]
+        new = f"{before}{begin}\n{table()}\n{end}{after}"
+        if new != text:
+            stale.append(f"{page.relative_to(ROOT)}: {name}")
+            if not check:
+                page.write_text(new, encoding="utf-8")
+    if check and stale:
+        sys.exit(f"not what docs/results/ says: {', '.join(stale)}; run python scripts/update_tables.py")
+    if not check:
+        draw_picture()
+
+
+if __name__ == "__main__":
+    main()
