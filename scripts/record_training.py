@@ -3,9 +3,9 @@
     python scripts/record_training.py                  # everything; about an hour on two cores
     python scripts/record_training.py digits           # the experiments whose name begins so
 
-Each run is `minidl train` as a user starts it, in a process of its own, so that its time includes starting up. A run of an
-experiment replaces the recorded run with the same name and seed. `python scripts/update_tables.py` then rewrites the tables
-and the picture. Fashion-MNIST is looked for as always: MINIDL_DATA, or Debian's package dataset-fashion-mnist.
+Each run is `minidl train` as a user starts it, in a process of its own, so that its time includes starting up. A run of
+an experiment replaces the recorded run with the same name and seed. `python scripts/update_tables.py` then rewrites the
+tables and the picture. Fashion-MNIST is looked for as always: MINIDL_DATA, or Debian's package dataset-fashion-mnist.
 """
 
 import json

@@ -79,7 +79,7 @@ def _seconds(rows: list[Record]) -> str:
 
 def draw_picture() -> bytes:
     """Fashion-MNIST with and without batch normalization: test accuracy and training loss after each epoch."""
-    style = {"svg.hashsalt": "minidl", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
+    style: Any = {"svg.hashsalt": "minidl", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
     with rc_context(style):
         figure = Figure(figsize=(9, 3.4), layout="constrained")
         accuracy, loss = figure.subplots(1, 2)
