@@ -4,7 +4,8 @@
 by its float64 definition and is what the others are held against.
 """
 
-import importlib.util
+import ctypes
+import sys
 from typing import NamedTuple
 
 from minidl.backends.protocol import Array, Backend, BatchStatistics, Pair, Shape
@@ -32,19 +33,24 @@ def _create(name: str, threads: int | None) -> Backend:
 
         return ReferenceBackend()
     if name == "cuda":
-        raise DeviceError(f"device cuda cannot be used: {why_no_cuda()}; or use --device cpu")
+        raise DeviceError(f"device cuda cannot be used: {why_no_cuda()}; use --device cpu (or auto, which takes it)")
     raise DeviceError(f"there is no device '{name}'; known devices: cpu, cuda, reference")
 
 
 def why_no_cuda() -> str:
-    """What is missing for a GPU, and the remedy, in one line."""
-    for package in ("cupy", "numba_cuda"):
-        if importlib.util.find_spec(package) is None:
-            return (
-                f"the package {package.replace('_', '-')} is not installed; with an NVIDIA GPU, run "
-                'python -m pip install "minidl[cuda13]" (or cuda12, to match the driver)'
-            )
-    return "this version of minidl has no GPU backend yet"
+    """Why there is no GPU to compute on, in a few words."""
+    if not _has_nvidia_driver():
+        return "no NVIDIA driver was found on this machine"
+    return "this version of minidl has no GPU kernels yet"
+
+
+def _has_nvidia_driver() -> bool:
+    """Whether the driver's library, which comes with every installation of it, can be loaded."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 class Choice(NamedTuple):
@@ -57,7 +63,7 @@ class Choice(NamedTuple):
 def choose(device: str, threads: int | None = None) -> Choice:
     """The backend for --device. "auto" takes a GPU where one can be used; asking for one that cannot be is an error."""
     if device == "auto":
-        return Choice(get_backend("cpu", threads), f"no usable GPU: {why_no_cuda()}")
+        return Choice(get_backend("cpu", threads), why_no_cuda())
     return Choice(get_backend(device, threads), "asked for")
 
 

@@ -47,7 +47,8 @@ def _svg(rows: Sequence[Mapping[str, Any]]) -> bytes:
     unused = {"backend", "backend_fallback", "interactive", "toolbar"}  # and not ours to change
     style: Any = {name: value for name, value in mpl.rcParamsDefault.items() if name not in unused} | _STYLE
     with mpl.rc_context(style):
-        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        figure = Figure(figsize=(9, 3.6))
+        figure.set_layout_engine("constrained", w_pad=0.1)
         loss, accuracy = figure.subplots(1, 2)
         for axes, metric, scale in ((loss, "loss", 1.0), (accuracy, "accuracy", 100.0)):
             for part, colour in _COLOURS.items():
@@ -65,8 +66,9 @@ def _svg(rows: Sequence[Mapping[str, Any]]) -> bytes:
             axes.set_axisbelow(True)
             axes.spines[["top", "right"]].set_visible(False)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-            if len(rows) == 1:
+            if len(rows) == 1 and axes.lines:  # limits fitted to one epoch would make a small difference look large
                 axes.set_xlim(rows[0]["epoch"] - 1, rows[0]["epoch"] + 1)
+                axes.set_ylim(0, 105 if metric == "accuracy" else 1.25 * axes.dataLim.y1 or 1)
         loss.set_ylabel("loss")
         accuracy.set_ylabel("accuracy (%)")
         image = io.BytesIO()
