@@ -1,0 +1,125 @@
+"""Batch normalization: the definition in NumPy.
+
+Of each channel, over the m rows of a batch:
+
+    mean = sum(x) / m
+    var  = sum((x - mean)²) / m                         biased
+    xhat = (x - mean) / sqrt(var + eps)
+    y    = gamma * xhat + beta                          and max(y, 0) where a ReLU is fused
+
+Backward, with g = dy (where a ReLU is fused: dy where y > 0, else 0):
+
+    dbeta  = sum(g)
+    dgamma = sum(g * xhat)
+    dx     = gamma / sqrt(var + eps) * (g - dbeta / m - xhat * dgamma / m)      through the batch's statistics
+    dx     = gamma / sqrt(var + eps) * g                                        through fixed ones (evaluation)
+
+Running estimates, with factor f (PyTorch's `momentum`, the weight of the new value):
+
+    running_mean += f * (mean - running_mean)
+    running_var  += f * (var * m / (m - 1) - running_var)                       unbiased
+
+Shapes   x, y, dy, dx: (..., c), all leading axes together being the rows; everything else: (c,).
+Edges    A constant channel has variance 0 exactly, so y = beta. A NaN or an infinity poisons its own channel and no
+         other. No rows: y and dx are empty, dgamma = dbeta = 0; statistics need at least one row.
+Sources  S. Ioffe, C. Szegedy, "Batch Normalization", 2015, arXiv:1502.03167, algorithms 1 and 2; the running estimates
+         and evaluation's backward are PyTorch's (torch.nn.functional.batch_norm).
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.activation import relu_backward_reference, relu_forward_reference
+
+Array = NDArray[Any]
+
+
+class BatchStatistics(NamedTuple):
+    """What normalization needs to know of each channel; four (c,) arrays.
+
+    The mean is kept as the pair shift + delta: `shift` is an element of the channel, `delta` the small rest, so that
+    (x - shift) - delta loses nothing where the mean is large beside the deviation (DESIGN: error at mean 1e4, std 1e-2
+    is 4e-7, where one float32 mean costs 5e-2).
+    """
+
+    shift: Any  # arrays of the device at hand: numpy.ndarray here
+    delta: Any
+    var: Any  # biased: the mean of squared deviations
+    inv_std: Any  # 1 / sqrt(var + eps)
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def batchnorm_statistics_reference(x: Array, eps: float) -> BatchStatistics:
+    """Of the batch: shift = the mean, delta = 0, and the variance in a second pass. x has at least one row."""
+    rows = x.reshape(-1, x.shape[-1])
+    mean = rows.mean(axis=0)
+    # The sum rounds in proportion to the mean; the sum of what is left, to the deviation. So a constant channel is its
+    # own mean exactly. (Beside an infinity there is nothing left to add.)
+    rest = (rows - mean).mean(axis=0)
+    mean = np.where(np.isfinite(rest), mean + rest, mean)
+    var = ((rows - mean) ** 2).mean(axis=0)
+    return BatchStatistics(shift=mean, delta=np.zeros_like(mean), var=var, inv_std=1 / np.sqrt(var + eps))
+
+
+def batchnorm_running_statistics_reference(mean: Array, var: Array, eps: float) -> BatchStatistics:
+    """The running estimates in the form that `batchnorm_apply_reference` reads: shift = mean, delta = 0."""
+    return BatchStatistics(shift=mean.copy(), delta=np.zeros_like(mean), var=var.copy(), inv_std=1 / np.sqrt(var + eps))
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def batchnorm_update_running_reference(
+    batch: BatchStatistics, rows: int, factor: float, running_mean: Array, running_var: Array
+) -> tuple[Array, Array]:
+    """The next (running_mean, running_var). `rows`, at least 2, is the number of rows that `batch` was taken over."""
+    mean = batch.shift + batch.delta
+    unbiased = batch.var * (rows / (rows - 1))
+    return running_mean + factor * (mean - running_mean), running_var + factor * (unbiased - running_var)
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def batchnorm_apply_reference(
+    x: Array, statistics: BatchStatistics, gamma: Array | None, beta: Array | None, relu: bool
+) -> Array:
+    """The output y, from the normalized x; max(y, 0) where `relu`. gamma and beta are both arrays or both None."""
+    y: Array = _normalized(x, statistics)
+    if gamma is not None and beta is not None:
+        y = y * gamma + beta
+    return relu_forward_reference(y) if relu else y
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def batchnorm_backward_reference(
+    x: Array,
+    dy: Array,
+    statistics: BatchStatistics,
+    gamma: Array | None,
+    beta: Array | None,
+    training: bool,
+    relu: bool,
+) -> tuple[Array, Array | None, Array | None]:
+    """(dx, dgamma, dbeta), through the batch's statistics where `training`, else through fixed ones.
+
+    With `relu`, dy is the gradient of max(y, 0); y is computed again from x. dgamma and dbeta are None where gamma and
+    beta are.
+    """
+    if relu:
+        dy = relu_backward_reference(dy, batchnorm_apply_reference(x, statistics, gamma, beta, relu=True))
+    xhat = _normalized(x, statistics)
+    leading = tuple(range(x.ndim - 1))
+    dbeta = dy.sum(axis=leading)
+    dgamma = (dy * xhat).sum(axis=leading)
+
+    slope = statistics.inv_std if gamma is None else gamma * statistics.inv_std
+    if training:
+        rows = x.size // x.shape[-1]  # without rows, 0 / 0 below goes into an empty dx
+        dx = slope * (dy - dbeta / rows - xhat * (dgamma / rows))
+    else:
+        dx = slope * dy
+    return (dx, None, None) if gamma is None else (dx, dgamma, dbeta)
+
+
+def _normalized(x: Array, statistics: BatchStatistics) -> Array:
+    """The deviation from the mean in standard deviations: xhat."""
+    return ((x - statistics.shift) - statistics.delta) * statistics.inv_std

@@ -1,0 +1,1 @@
+"""Instruments that hold operations and kernels against their definitions."""
