@@ -5,7 +5,8 @@
 
 from minidl.training.config import TrainConfig
 from minidl.training.evaluation import ImageSource, Result, evaluate
-from minidl.training.session import Reporter, Session, begin, load_model, resume
+from minidl.training.saved import load_model
+from minidl.training.session import Reporter, Session, begin, resume
 from minidl.training.trainer import Progress, Trainer
 
 __all__ = [

@@ -14,7 +14,7 @@ from minidl import models, optim, schedule
 from minidl.backends import Backend, choose
 from minidl.data import Dataset, Loader, load
 from minidl.errors import CheckpointError, ConfigError, NonFiniteError
-from minidl.nn import Conv2d, Linear, Module, fuse, manual_seed
+from minidl.nn import Conv2d, Linear, fuse, manual_seed
 from minidl.training import checkpoint
 from minidl.training.config import TrainConfig, validate, write_config
 from minidl.training.curves import draw_curves
@@ -83,21 +83,16 @@ class Session:
         try:
             with self._signals():
                 while not self.complete and not self._should_stop():
-
-                    def keep_going() -> bool:
-                        reporter.step(self)
-                        return not self._should_stop()
-
-                    row = self.trainer.train_epoch(keep_going)
+                    row = self.trainer.train_epoch(lambda: self._keep_going(reporter))
                     if row is not None:
                         self.run.append_metrics(row)
                         if self.trainer.progress.best_epoch == self.trainer.progress.epoch:
                             self._save(checkpoint.BEST)
                         self._save(checkpoint.LAST)
                         reporter.epoch(self, row)
-            if self.trainer.progress.batch:
-                self.trainer.require_finite_state()
-                self._save(checkpoint.LAST)
+                if self.trainer.progress.batch:
+                    self.trainer.require_finite_state()
+                    self._save(checkpoint.LAST)
         except NonFiniteError as error:
             kept = self.run.checkpoints / checkpoint.LAST
             raise NonFiniteError(f"{error}; the last good checkpoint is {kept}; try a smaller --lr") from None
@@ -135,6 +130,10 @@ class Session:
             "complete": self.complete,
             "version": __version__,
         }
+
+    def _keep_going(self, reporter: Reporter) -> bool:
+        reporter.step(self)
+        return not self._should_stop()
 
     def _should_stop(self) -> bool:
         limit = self.config.max_steps
@@ -257,36 +256,6 @@ def resume(path: str | Path, changes: Mapping[str, Any], reporter: Reporter) -> 
     write_config(run.config, config)
     reporter.note(f"resumed {run.path} after step {session.trainer.progress.step}")
     return session
-
-
-def load_model(path: str | Path, backend: Backend, which: str = "best") -> tuple[Module, dict[str, Any]]:
-    """The model of a run folder or of a checkpoint file, ready to evaluate, and the checkpoint's metadata.
-
-    Args:
-        path: A run folder (then `which` of its checkpoints, "best" or "last"; last if there is no best yet) or a file.
-        backend: Where the model is put.
-        which: See `path`.
-
-    Raises:
-        CheckpointError: The file is missing, damaged or does not fit the model that it names.
-    """
-    file = Path(path)
-    if not file.is_file():
-        run = RunFolder.open(path)
-        file = run.checkpoints / (checkpoint.BEST if which == "best" else checkpoint.LAST)
-        if not file.exists() and which == "best":
-            file = run.checkpoints / checkpoint.LAST
-    saved = checkpoint.load(file)
-    try:
-        spec = saved.metadata["model"]
-        height, width, channels = spec["image_shape"]
-        model = models.build(spec["name"], (height, width, channels), spec["classes"], bn=spec["bn"])
-        weights = {k.removeprefix("model."): v for k, v in saved.tensors.items() if k.startswith("model.")}
-        model.load_state_dict(weights)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: the checkpoint does not fit the model it names: {error}") from None
-    fuse(model)
-    return model.to(backend).eval(), saved.metadata
 
 
 def _border_mean(dataset: Dataset) -> float:

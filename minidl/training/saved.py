@@ -1,0 +1,41 @@
+"""A trained model, back from its checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+from minidl import models
+from minidl.backends import Backend
+from minidl.errors import CheckpointError
+from minidl.nn import Module, fuse
+from minidl.training import checkpoint
+from minidl.training.runs import RunFolder
+
+
+def load_model(path: str | Path, backend: Backend, which: str = "best") -> tuple[Module, dict[str, Any]]:
+    """The model of a run folder or of a checkpoint file, ready to evaluate, and the checkpoint's metadata.
+
+    Args:
+        path: A run folder (then `which` of its checkpoints, "best" or "last"; last if there is no best yet) or a file.
+        backend: Where the model is put.
+        which: See `path`.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or does not fit the model that it names.
+    """
+    file = Path(path)
+    if not file.is_file():
+        run = RunFolder.open(path)
+        file = run.checkpoints / (checkpoint.BEST if which == "best" else checkpoint.LAST)
+        if not file.exists() and which == "best":
+            file = run.checkpoints / checkpoint.LAST
+    saved = checkpoint.load(file)
+    try:
+        spec = saved.metadata["model"]
+        height, width, channels = spec["image_shape"]
+        model = models.build(spec["name"], (height, width, channels), spec["classes"], bn=spec["bn"])
+        weights = {k.removeprefix("model."): v for k, v in saved.tensors.items() if k.startswith("model.")}
+        model.load_state_dict(weights)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: the checkpoint does not fit the model it names: {error}") from None
+    fuse(model)
+    return model.to(backend).eval(), saved.metadata
