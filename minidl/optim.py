@@ -35,7 +35,8 @@ class Optimizer:
 
     Attributes:
         groups: Dicts of "params", "lr" and the other options; schedules write "lr" here.
-        steps: Updates so far.
+        steps: Calls of `step` so far.
+        updates: For each group, how often each parameter was updated.
     """
 
     slots: tuple[str, ...] = ()  # names of the state arrays that a parameter has
@@ -43,6 +44,8 @@ class Optimizer:
     def __init__(
         self, params: Iterable[Parameter] | Sequence[Group], backend: Backend, defaults: Mapping[str, Any]
     ) -> None:
+        if isinstance(params, Module):
+            raise TypeError(f"{type(self).__name__}: params is a model; give model.parameters()")
         entries: list[Any] = list(params)
         if not entries:
             raise ValueError(f"{type(self).__name__}: no parameters to optimize")
@@ -57,7 +60,16 @@ class Optimizer:
             for name in ("lr", "weight_decay", "momentum", "eps"):
                 if name in merged and not (math.isfinite(merged[name]) and merged[name] >= 0):
                     raise ValueError(f"{type(self).__name__}: {name} must be 0 or more and finite, got {merged[name]}")
+            for beta in merged.get("betas", ()):
+                if not 0 <= beta < 1:
+                    raise ValueError(
+                        f"{type(self).__name__}: betas must be at least 0 and less than 1, got {merged['betas']}"
+                    )
             self.groups.append(merged)
+        everything = [id(parameter) for group in self.groups for parameter in group["params"]]
+        if len(set(everything)) != len(everything):
+            raise ValueError(f"{type(self).__name__}: a parameter is given twice")
+        self.updates: list[list[int]] = [[0] * len(group["params"]) for group in self.groups]
         self.state: list[list[dict[str, Array]]] = [
             [{slot: backend.zeros(parameter.shape) for slot in self.slots_of(group)} for parameter in group["params"]]
             for group in self.groups
@@ -82,27 +94,38 @@ class Optimizer:
     def step(self) -> None:
         """Update all parameters that have a gradient."""
         self.steps += 1
-        for group, states in zip(self.groups, self.state, strict=True):
+        for group, updates, states in zip(self.groups, self.updates, self.state, strict=True):
             ready = [i for i, parameter in enumerate(group["params"]) if parameter.grad is not None]
-            values = [group["params"][i].value for i in ready]
-            grads = [group["params"][i].grad for i in ready]
-            slots = [[states[i][slot] for i in ready] for slot in self.slots_of(group)]
-            if ready:
-                self.update(group, values, grads, slots)
+            for i in ready:
+                updates[i] += 1
+            # All of them together, unless some began later: a parameter's own count is what Adam corrects its bias by.
+            for count in sorted({updates[i] for i in ready}):
+                chosen = [i for i in ready if updates[i] == count]
+                values = [group["params"][i].value for i in chosen]
+                grads = [group["params"][i].grad for i in chosen]
+                slots = [[states[i][slot] for i in chosen] for slot in self.slots_of(group)]
+                self.update(group, count, values, grads, slots)
 
-    def update(self, group: Group, values: list[Array], grads: list[Array], slots: list[list[Array]]) -> None:
-        """One update of the parameters of a group; `slots` holds a list of state arrays for each name."""
+    def update(
+        self, group: Group, count: int, values: list[Array], grads: list[Array], slots: list[list[Array]]
+    ) -> None:
+        """The update number `count`, from 1, of some parameters of a group; `slots` has a list of arrays a name."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """State arrays by "group.parameter.slot", and "steps", as NumPy arrays."""
+        """State arrays by "group.parameter.slot", "group.parameter.updates" and "steps", as NumPy arrays."""
         arrays = {
             f"{g}.{i}.{slot}": self.backend.numpy(array)
             for g, states in enumerate(self.state)
             for i, slots in enumerate(states)
             for slot, array in slots.items()
         }
-        return {"steps": np.array(self.steps, np.int64), **arrays}
+        counts = {
+            f"{g}.{i}.updates": np.array(count, np.int64)
+            for g, updates in enumerate(self.updates)
+            for i, count in enumerate(updates)
+        }
+        return {"steps": np.array(self.steps, np.int64), **counts, **arrays}
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
         """The inverse of `state_dict`. Raises ValueError, changing nothing, if names or shapes do not match."""
@@ -113,6 +136,7 @@ class Optimizer:
             raise ValueError(f"the state does not fit this {type(self).__name__}: {', '.join(faults)}")
         for g, states in enumerate(self.state):
             for i, slots in enumerate(states):
+                self.updates[g][i] = int(state[f"{g}.{i}.updates"])
                 for slot, array in slots.items():
                     self.backend.copy(self.backend.array(state[f"{g}.{i}.{slot}"]), array)
         self.steps = int(state["steps"])
@@ -140,8 +164,11 @@ class SGD(Optimizer):
         """A velocity, if there is momentum."""
         return ("velocity",) if group["momentum"] else ()
 
-    def update(self, group: Group, values: list[Array], grads: list[Array], slots: list[list[Array]]) -> None:
+    def update(
+        self, group: Group, count: int, values: list[Array], grads: list[Array], slots: list[list[Array]]
+    ) -> None:
         """See `Optimizer.update`."""
+        del count
         options = group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]
         self.backend.sgd(values, grads, slots[0] if slots else [], *options)
 
@@ -163,12 +190,12 @@ class Adam(Optimizer):
         backend: Backend,
     ) -> None:
         super().__init__(params, backend, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-        if any(not 0 <= beta < 1 for group in self.groups for beta in group["betas"]):
-            raise ValueError(f"{type(self).__name__}: betas must be at least 0 and less than 1, got {betas}")
 
-    def update(self, group: Group, values: list[Array], grads: list[Array], slots: list[list[Array]]) -> None:
+    def update(
+        self, group: Group, count: int, values: list[Array], grads: list[Array], slots: list[list[Array]]
+    ) -> None:
         """See `Optimizer.update`."""
-        options = self.steps, group["lr"], *group["betas"], group["eps"], group["weight_decay"], self.decoupled
+        options = count, group["lr"], *group["betas"], group["eps"], group["weight_decay"], self.decoupled
         self.backend.adam(values, grads, slots[0], slots[1], *options)
 
 

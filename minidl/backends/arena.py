@@ -8,7 +8,8 @@ to it goes. In a training loop the arena stops growing after the first step.
 import math
 import threading
 from bisect import bisect_left, insort
-from typing import Any
+from collections import deque
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,19 +17,20 @@ ALIGNMENT = 64  # bytes; a cache line, and the widest vector
 SMALL = 1 << 16  # bytes; requests below it never take a block above it, so that a scalar does not occupy an activation
 
 
-class _Block:
+class _Block(NamedTuple):
     """A piece of memory; ordered by size, then by age, so that the choice of a block is reproducible."""
 
-    __slots__ = ("address", "memory", "order")
+    size: int
+    age: int  # unique, so that a comparison ends here
+    address: int
+    memory: np.ndarray
 
-    def __init__(self, size: int, age: int) -> None:
-        self.memory = np.empty(size + ALIGNMENT, np.uint8)
-        start = self.memory.ctypes.data
-        self.address = start + (-start) % ALIGNMENT
-        self.order = (size, age)
-
-    def __lt__(self, other: "_Block") -> bool:
-        return self.order < other.order
+    @classmethod
+    def of_size(cls, size: int, age: int) -> "_Block":
+        """A new one, aligned."""
+        memory = np.empty(size + ALIGNMENT, np.uint8)
+        start = memory.ctypes.data
+        return cls(size, age, start + (-start) % ALIGNMENT, memory)
 
 
 class _Lease:
@@ -47,7 +49,8 @@ class _Lease:
         }
 
     def __del__(self) -> None:
-        self.arena._take_back(self.block)
+        # Runs whenever a collection does, in the middle of `empty` too: it only appends, which is atomic.
+        self.arena._returned.append(self.block)
 
 
 class Arena:
@@ -55,7 +58,8 @@ class Arena:
 
     def __init__(self) -> None:
         self._free: list[_Block] = []
-        self._lock = threading.RLock()  # reentrant: a collection inside `empty` may drop an array
+        self._returned: deque[_Block] = deque()
+        self._lock = threading.Lock()
         self.reserved_bytes = 0
         self.blocks = 0
 
@@ -65,15 +69,13 @@ class Arena:
         size = max(1, math.prod(shape) * dtype.itemsize)
         size += (-size) % ALIGNMENT
         with self._lock:
-            place = bisect_left(self._free, (size, -1), key=lambda block: block.order)
-            if place < len(self._free) and (size >= SMALL or self._free[place].order[0] <= SMALL):
+            while self._returned:
+                insort(self._free, self._returned.popleft())
+            place = bisect_left(self._free, (size,))
+            if place < len(self._free) and (size >= SMALL or self._free[place].size <= SMALL):
                 block = self._free.pop(place)
             else:
-                block = _Block(size, self.blocks)
+                block = _Block.of_size(size, self.blocks)
                 self.blocks += 1
                 self.reserved_bytes += size
         return np.asarray(_Lease(self, block, shape, dtype))
-
-    def _take_back(self, block: _Block) -> None:
-        with self._lock:
-            insort(self._free, block)

@@ -64,24 +64,24 @@ class BatchNorm(Module):
 
         Raises:
             ShapeError: x has another number of axes or channels.
-            ValueError: In training, x has one value for each channel, so that there is no variance. (An empty batch is
-                no error: its output is empty and it leaves the running statistics alone.)
+            ValueError: The batch normalizes and has one value for each channel, so that there is no variance. (An
+                empty batch is no error: its output is empty and it leaves the running statistics alone.)
         """
         return self.normalize(x, relu=False)
 
     def normalize(self, x: Array, relu: bool) -> Array:
         """Forward, with ReLU on the way out where `relu`; `backward` then goes back through both."""
-        form = self.forms[-1] if len(self.forms) == 1 or x.ndim == len(self.forms[-1].split()) else self.forms[0]
-        x = self.accept(x, form, c=self.num_features)
+        x = self.accept(x, *self.forms, c=self.num_features)
         rows = x.size // self.num_features
         y = self.backend.empty(x.shape)
         make = self.backend.empty if rows > 0 else self.backend.zeros  # of an empty batch there are none
         statistics = BatchStatistics(*(make((self.num_features,)) for _ in range(4)))
         of_batch = self.training or not self.track_running_stats
-        if self.training and rows == 1:
+        if of_batch and rows == 1:
+            when = "training" if self.training else "evaluation without running statistics"
             raise ValueError(
-                f"{type(self).__name__}: training needs more than one value for each channel, got an input of shape "
-                f"{tuple(x.shape)}; use a larger batch, or eval() to normalize by the running statistics"
+                f"{type(self).__name__}: {when} needs more than one value for each channel, got an input of shape "
+                f"{tuple(x.shape)}; use a larger batch, or eval() to normalize by running statistics"
             )
         if self.training and self.track_running_stats:
             self.num_batches_tracked += 1

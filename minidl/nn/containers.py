@@ -1,10 +1,12 @@
 """Layers made of layers: one after another, side by side, around."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from kernels.errors import ShapeError
 from minidl.backends import Array
 from minidl.nn.module import Module
+
+Rewrite = Callable[[list[Module]], list[Module]]
 
 
 class Sequential(Module):
@@ -12,17 +14,33 @@ class Sequential(Module):
 
     def __init__(self, *layers: Module | Mapping[str, Module]) -> None:
         super().__init__()
+        self._steps: list[Module] | None = None
+        self.rewritten_by: Rewrite | None = None
         if len(layers) == 1 and isinstance(layers[0], Mapping):
             named = dict(layers[0])
         else:
             named = {str(i): layer for i, layer in enumerate(layers)}  # type: ignore[misc]
         for name, layer in named.items():
-            if not isinstance(layer, Module):
-                raise TypeError(f"Sequential: '{name}' is a {type(layer).__name__}, expected a layer")
-            setattr(self, name, layer)
+            self.add_module(name, layer)
         self.take_childrens_device()
-        # What runs, in order. `fuse` puts one step in the place of several children; names and states stay theirs.
-        self.steps: list[Module] = list(self._modules.values())
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if isinstance(value, Module):
+            self._steps = None
+
+    @property
+    def steps(self) -> list[Module]:
+        """What runs, in order: the children, or what `rewrite` makes of them."""
+        if self._steps is None:
+            children = list(self)
+            self._steps = children if self.rewritten_by is None else self.rewritten_by(children)
+        return self._steps
+
+    def rewrite(self, rule: "Rewrite | None") -> None:
+        """Let `rule` put steps of its own in the place of several children; names and states stay the children's."""
+        self.rewritten_by = rule
+        self._steps = None
 
     def forward(self, x: Array) -> Array:
         """The last layer's output."""
@@ -72,6 +90,8 @@ class Residual(Module):
         """See `Module.backward`."""
         main = self.branch.backward(dy)
         side = dy if self.shortcut is None else self.shortcut.backward(dy)
+        if main is None or side is None:
+            return None  # nobody needs it; see Conv2d.input_gradient
         dx = self.backend.empty(main.shape)
         self.backend.add(main, side, dx)
         return dx
@@ -82,8 +102,10 @@ class Concat(Module):
 
     def __init__(self, *branches: Module) -> None:
         super().__init__()
+        if not branches:
+            raise ValueError("Concat: needs at least one branch")
         for i, branch in enumerate(branches):
-            setattr(self, str(i), branch)
+            self.add_module(str(i), branch)
         self.take_childrens_device()
 
     def forward(self, x: Array) -> Array:
@@ -103,12 +125,11 @@ class Concat(Module):
         dy = self.accept_gradient(dy, whole)
         gradients = [self.backend.empty(shape) for shape in shapes]
         self.backend.split(dy, gradients)
-        dx: Array = None
-        for branch, gradient in zip(self._modules.values(), gradients, strict=True):
-            part = branch.backward(gradient)
-            if dx is None:
-                dx = self.backend.empty(part.shape)
-                self.backend.copy(part, dx)
-            else:
-                self.backend.add(dx, part, dx)
+        parts = [branch.backward(gradient) for branch, gradient in zip(self._modules.values(), gradients, strict=True)]
+        if any(part is None for part in parts):
+            return None  # nobody needs it; see Conv2d.input_gradient
+        dx = self.backend.empty(parts[0].shape)
+        self.backend.copy(parts[0], dx)
+        for part in parts[1:]:
+            self.backend.add(dx, part, dx)
         return dx

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from itertools import pairwise
 
 from minidl.backends import Array
 from minidl.nn.activation import ReLU
@@ -39,28 +40,40 @@ def fuse(model: Module) -> list[str]:
     for path, module in model.named_modules():
         if not isinstance(module, Sequential):
             continue
-        names = {id(child): name for name, child in module.children()}
-        steps: list[Module] = []
-        for step in module.steps:
-            before = steps[-1] if steps else None
-            if isinstance(step, ReLU) and isinstance(before, BatchNorm):
-                steps[-1] = BatchNormReLU(before)
-                prefix = f"{path}." if path else ""
-                fused.append(f"{prefix}{names[id(before)]} + {prefix}{names[id(step)]}")
-            else:
-                steps.append(step)
-        module.steps = steps
+        module.rewrite(_fused)
+        prefix = f"{path}." if path else ""
+        fused += [
+            f"{prefix}{name} + {prefix}{following}"
+            for (name, layer), (following, next_layer) in pairwise(module.children())
+            if _are_fusible(layer, next_layer)
+        ]
     return fused
 
 
 @contextlib.contextmanager
 def unfused(model: Module) -> Iterator[None]:
     """Inside, every layer of `model` runs by itself."""
-    fused = [(module, module.steps) for _, module in model.named_modules() if isinstance(module, Sequential)]
-    for module, _ in fused:
-        module.steps = list(module)
+    sequentials = [module for _, module in model.named_modules() if isinstance(module, Sequential)]
+    before = [module.rewritten_by for module in sequentials]
+    for module in sequentials:
+        module.rewrite(None)
     try:
         yield
     finally:
-        for module, steps in fused:
-            module.steps = steps
+        for module, rule in zip(sequentials, before, strict=True):
+            module.rewrite(rule)
+
+
+def _are_fusible(first: Module, second: Module) -> bool:
+    return isinstance(first, BatchNorm) and isinstance(second, ReLU)
+
+
+def _fused(children: list[Module]) -> list[Module]:
+    steps: list[Module] = []
+    for child in children:
+        before = steps[-1] if steps else None
+        if isinstance(before, BatchNorm) and _are_fusible(before, child):
+            steps[-1] = BatchNormReLU(before)
+        else:
+            steps.append(child)
+    return steps

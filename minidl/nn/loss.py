@@ -69,4 +69,5 @@ class CrossEntropyLoss(Module):
         if dy is not None:
             raise TypeError("CrossEntropyLoss.backward takes no gradient: it is where gradients begin")
         (dlogits,) = self.kept()
+        self._kept = None
         return dlogits

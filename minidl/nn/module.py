@@ -86,18 +86,25 @@ class Module:
     """Base of all layers. Assigning a Parameter or a Module to an attribute registers it under that name."""
 
     def __init__(self, device: str | Backend | None = None) -> None:
-        self.backend: Backend = _backend(device)
-        self.training = True
         self._parameters: dict[str, Parameter] = {}
         self._buffers: dict[str, Array] = {}
         self._modules: dict[str, Module] = {}
+        self.backend: Backend = _backend(device)
+        self.training = True
         self._kept: tuple[Any, ...] | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, Parameter):
-            self._parameters[name] = value
-        elif isinstance(value, Module):
-            self._modules[name] = value
+        if name not in ("_parameters", "_buffers", "_modules"):
+            registries: tuple[tuple[dict[str, Any], bool], ...] = (
+                (self._parameters, isinstance(value, Parameter)),
+                (self._modules, isinstance(value, Module)),
+                (self._buffers, name in self._buffers and value is not None),
+            )
+            for registry, belongs in registries:
+                if belongs:
+                    registry[name] = value
+                else:
+                    registry.pop(name, None)
         object.__setattr__(self, name, value)
 
     def forward(self, x: Array) -> Array:
@@ -122,14 +129,13 @@ class Module:
         self._kept = values if _remember else None
 
     def kept(self) -> tuple[Any, ...]:
-        """What forward kept; forgotten here, so that its memory is free as backward goes on."""
+        """What forward kept. `accept_gradient` forgets it, so that its memory is free as backward goes on."""
         if self._kept is None:
             raise RuntimeError(
                 f"{type(self).__name__}.backward: there is no forward pass to go back through; call forward(x) first, "
                 "once for each backward, and not inside inference()"
             )
-        values, self._kept = self._kept, None
-        return values
+        return self._kept
 
     # The tree.
 
@@ -182,6 +188,22 @@ class Module:
             module.backend, module._kept = target, None
         return self
 
+    def add_module(self, name: str, module: "Module") -> None:
+        """Register a child under a name that is not known in advance.
+
+        Raises:
+            TypeError: It is not a layer.
+            ValueError: The name is empty, contains a dot (which separates names in `state_dict`), or is taken.
+        """
+        if not isinstance(module, Module):
+            raise TypeError(f"{type(self).__name__}: '{name}' is a {type(module).__name__}, expected a layer")
+        if not name or "." in name or hasattr(self, name):
+            raise ValueError(
+                f"{type(self).__name__}: '{name}' cannot be a layer's name; give one that is not empty, has no dot and "
+                "is not an attribute of the container"
+            )
+        setattr(self, name, module)
+
     def take_childrens_device(self) -> None:
         """For containers: compute where the children do."""
         for child in self._modules.values():
@@ -193,7 +215,7 @@ class Module:
     def register_buffer(self, name: str, value: Array) -> None:
         """An array that belongs to the state but is not trained; also an attribute."""
         self._buffers[name] = value
-        object.__setattr__(self, name, value)
+        setattr(self, name, value)
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """All parameters and buffers as NumPy arrays, by PyTorch's names and in PyTorch's layouts."""
@@ -234,6 +256,11 @@ class Module:
             ValueError: Names or shapes do not match; the message says which.
         """
         given = {name: np.asarray(value) for name, value in state.items()}
+        faults = [
+            f"{name} has dtype {value.dtype}, expected real numbers"
+            for name, value in given.items()
+            if value.dtype.kind not in "biuf"
+        ]
         expected = {
             f"{path}.{name}" if path else name: shape
             for path, module in self.named_modules()
@@ -241,7 +268,7 @@ class Module:
         }
         missing = [name for name in expected if name not in given]
         unexpected = [name for name in given if name not in expected]
-        faults = [
+        faults += [
             f"{name} has shape {given[name].shape}, expected {shape}"
             for name, shape in expected.items()
             if name in given and given[name].shape != shape
@@ -259,28 +286,31 @@ class Module:
 
     # Checks.
 
-    def accept(self, x: Array, axes: str, **sizes: int) -> Array:
-        """`x`, checked: on this layer's device, of its dtype, with one axis for each name in `axes` ("n h w c").
+    def accept(self, x: Array, *forms: str, **sizes: int) -> Array:
+        """`x`, checked: on this layer's device, of its dtype, with one axis for each name of a form ("n h w c").
 
         `sizes` gives the axes whose length is fixed. Raises ShapeError or TypeError, naming layer, given and expected.
         """
         x = self.backend.accept(x, f"{type(self).__name__}: the input")
-        names = axes.split()
-        if x.ndim != len(names) or any(
-            sizes.get(name, size) != size for name, size in zip(names, x.shape, strict=True)
-        ):
-            wanted = ", ".join(str(sizes.get(name, name)) for name in names)
-            raise ShapeError(f"{type(self).__name__}: the input has shape {tuple(x.shape)}, expected ({wanted})")
-        return x
+        fitting = [form.split() for form in forms if len(form.split()) == x.ndim]
+        if fitting and all(sizes.get(name, size) == size for name, size in zip(fitting[0], x.shape, strict=True)):
+            return x
+        shown = fitting or [form.split() for form in forms]
+        wanted = " or ".join(f"({', '.join(str(sizes.get(name, name)) for name in names)})" for names in shown)
+        raise ShapeError(f"{type(self).__name__}: the input has shape {tuple(x.shape)}, expected {wanted}")
 
     def accept_gradient(self, dy: Array, shape: tuple[int, ...]) -> Array:
-        """`dy`, checked to be like forward's output. Raises ShapeError or TypeError."""
+        """`dy`, checked to be like forward's output; if it is, what forward kept is forgotten.
+
+        Raises ShapeError or TypeError.
+        """
         dy = self.backend.accept(dy, f"{type(self).__name__}: the gradient")
         if tuple(dy.shape) != tuple(shape):
             raise ShapeError(
                 f"{type(self).__name__}: the gradient has shape {tuple(dy.shape)}, expected {tuple(shape)}, "
                 "that of forward's output"
             )
+        self._kept = None
         return dy
 
     # Words.

@@ -9,6 +9,7 @@ import numpy as np
 
 from minidl.backends.cpu.compile import compiled
 from minidl.backends.cpu.device import CpuDevice
+from minidl.backends.cpu.threads import BLAS
 from minidl.backends.protocol import Pair
 
 TILE_ELEMENTS = 1 << 17  # of the window matrix: 512 KiB, half of a usual L2
@@ -106,7 +107,7 @@ class ConvolutionOps(CpuDevice):
                 if bias is not None:
                     _add_bias(target, bias)
 
-        with self.workers.one_blas_thread():
+        with BLAS.one_thread():
             self.workers.run(lines, n * ho, tile)
 
     def conv2d_backward_input(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray, stride: Pair, padding: Pair) -> None:
@@ -129,7 +130,7 @@ class ConvolutionOps(CpuDevice):
                     np.dot(gradient[start * wo : stop * wo], weights.T, out=windows)
                     _scatter_add(start, stop, windows, dx, wo, kh, kw, *stride, *padding, ho)
 
-        with self.workers.one_blas_thread():
+        with BLAS.one_thread():
             self.workers.run(images, n, together)
 
     def conv2d_backward_weight(
@@ -159,7 +160,7 @@ class ConvolutionOps(CpuDevice):
                     np.dot(windows.T, gradient[start * wo : stop * wo], out=product)
                     np.add(total, product, out=total)
 
-        with self.workers.one_blas_thread():
+        with BLAS.one_thread():
             self.workers.run(sum_groups, groups, 1)
         np.sum(partial, axis=0, out=dw.reshape(taps, c_out))
 

@@ -16,7 +16,7 @@ class CpuDevice(HostMemory):
     dtype: np.dtype[Any] = np.dtype(np.float32)
 
     def __init__(self, threads: int | None = None) -> None:
-        self.workers = Workers(threads or available_cores())
+        self.workers = Workers(available_cores() if threads is None else threads)
         self.arena = Arena()
 
     def empty(self, shape: tuple[int, ...], dtype: Any = None) -> np.ndarray:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from minidl.backends.cpu.device import CpuDevice
+from minidl.backends.cpu.threads import BLAS
 
 TILE = 64  # rows of the result a product makes
 
@@ -17,7 +18,7 @@ class LinearOps(CpuDevice):
             for start in range(first, last, TILE):
                 np.dot(a[start : start + TILE], b, out=out[start : start + TILE])
 
-        with self.workers.one_blas_thread():
+        with BLAS.one_thread():
             self.workers.run(rows, len(out), TILE)
 
     def linear_forward(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, y: np.ndarray) -> None:

@@ -51,20 +51,57 @@ def _serve(jobs: "SimpleQueue[_Job | None]") -> None:
         del job  # arguments are not kept alive until the next job
 
 
+class _Blas:
+    """NumPy's BLAS, whose number of threads belongs to the whole process."""
+
+    def __init__(self) -> None:
+        self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before: list[int] = []
+
+    @contextlib.contextmanager
+    def one_thread(self) -> Iterator[None]:
+        """Inside, a matrix product runs on the thread that asks for it, so that ours share out the products."""
+        with self._lock:
+            if self._users == 0:
+                self._before = [library.get_num_threads() for library in self.libraries]
+                for library in self.libraries:
+                    library.set_num_threads(1)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    for library, threads in zip(self.libraries, self._before, strict=True):
+                        library.set_num_threads(threads)
+
+
+BLAS = _Blas()
+
+
 class Workers:
     """`threads` threads, the caller's among them."""
 
     def __init__(self, threads: int) -> None:
+        if threads < 1:
+            raise ValueError(f"the number of threads must be at least 1, got {threads}")
         self.threads = threads
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._scratch = threading.local()
-        self._blas = ThreadpoolController().select(user_api="blas").lib_controllers
-        for i in range(threads - 1):
+        self._start()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        for i in range(self.threads - 1):
             threading.Thread(target=_serve, args=(self._jobs,), name=f"minidl-{i + 1}", daemon=True).start()
 
     def __del__(self) -> None:
-        for _ in range(self.threads - 1):
-            self._jobs.put(None)
+        if hasattr(self, "_jobs"):
+            for _ in range(self.threads - 1):
+                self._jobs.put(None)
 
     def run(self, function: Callable[..., None], count: int, grain: int, *args: Any) -> None:
         """Call `function(start, stop, *args)` over ranges of `grain` that cover 0 to `count`, on all threads.
@@ -76,6 +113,8 @@ class Workers:
             if count > 0:
                 function(0, count, *args)
             return
+        if self._process != os.getpid():
+            self._start()  # a fork copies no threads
         job = _Job(function, count, grain, args)
         helpers = min(self.threads, pieces) - 1
         for _ in range(helpers):
@@ -88,18 +127,6 @@ class Workers:
                 error = job.finished.get() or error
         if error is not None:
             raise error
-
-    @contextlib.contextmanager
-    def one_blas_thread(self) -> Iterator[None]:
-        """Inside, a matrix product runs on the thread that asks for it, so that ours share out the products."""
-        before = [library.get_num_threads() for library in self._blas]
-        for library in self._blas:
-            library.set_num_threads(1)
-        try:
-            yield
-        finally:
-            for library, threads in zip(self._blas, before, strict=True):
-                library.set_num_threads(threads)
 
     def scratch(self, name: str, size: int) -> np.ndarray:
         """At least `size` uninitialised float32, the calling thread's own, valid until it asks for `name` again."""
