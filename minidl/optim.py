@@ -131,7 +131,7 @@ class Optimizer:
         """The inverse of `state_dict`. Raises ValueError, changing nothing, if names or shapes do not match."""
         own = self.state_dict()
         faults = [name for name in own if name not in state or np.shape(state[name]) != own[name].shape]
-        faults += [name for name in state if name not in own]
+        faults += [name for name in state if name not in own or np.asarray(state[name]).dtype.kind not in "biuf"]
         if faults:
             raise ValueError(f"the state does not fit this {type(self).__name__}: {', '.join(faults)}")
         for g, states in enumerate(self.state):

@@ -33,4 +33,5 @@ class HostMemory:
             raise TypeError(f"{name} is a {type(array).__module__}.{type(array).__name__}, expected a numpy.ndarray")
         if array.dtype != wanted:
             raise TypeError(f"{name} has dtype {array.dtype}, expected {wanted}; convert it with .astype('{wanted}')")
-        return array if array.flags.c_contiguous else np.array(array, order="C")
+        # A read-only array would make Numba compile each kernel once more, for seconds; a copy takes microseconds.
+        return array if array.flags.c_contiguous and array.flags.writeable else np.array(array, order="C")

@@ -37,7 +37,7 @@ class Backend(Protocol):
 
     def copy(self, source: Array, target: Array) -> None: ...
     def accept(self, array: Any, name: str, dtype: Any = None) -> Array:
-        """`array` if it is one of this device's, C-contiguous (copied if it is not) and of `dtype` (or the backend's).
+        """`array` if it is one of this device's, of `dtype` (or the backend's), C-contiguous and writable, else a copy.
 
         Raises TypeError, naming the argument, if it lies elsewhere or has another dtype.
         """

@@ -7,14 +7,14 @@ import click
 
 from minidl.errors import MinidlError
 
-# Imported when called, so that `minidl --help` does not wait for Numba.
+# Module and summary. A command is imported when it is called, so that `minidl --help` does not wait for Numba.
 COMMANDS = {
-    "train": "minidl.cli.train",
-    "eval": "minidl.cli.evaluate",
-    "predict": "minidl.cli.predict",
-    "data": "minidl.cli.data",
-    "doctor": "minidl.cli.doctor",
-    "version": "minidl.cli.version",
+    "train": ("minidl.cli.train", "Train a network; by default a small CNN on handwritten digits."),
+    "eval": ("minidl.cli.evaluate", "Loss and accuracy of a trained network."),
+    "predict": ("minidl.cli.predict", "Classify pictures with a trained network."),
+    "data": ("minidl.cli.data", "List the data sets and check their files."),
+    "doctor": ("minidl.cli.doctor", "What is here, what is missing, and what to do about it."),
+    "version": ("minidl.cli.version", "The version, and those of what minidl stands on."),
 }
 
 
@@ -33,8 +33,12 @@ class _Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, _ctx: click.Context, name: str) -> click.Command | None:
-        command: click.Command | None = import_module(COMMANDS[name]).command if name in COMMANDS else None
+        command: click.Command | None = import_module(COMMANDS[name][0]).command if name in COMMANDS else None
         return command
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -42,7 +42,7 @@ def command(
     """
     choice = choose(device or "auto", threads)
     path = run or str(latest(out).path)
-    model, metadata = load_model(path, choice.backend, which)
+    model, metadata, file = load_model(path, choice.backend, which)
     trained = metadata["data"]
     dataset = load(data or metadata["config"]["data"], data_dir or metadata["config"]["data_dir"])
     expected = tuple(metadata["model"]["image_shape"]), metadata["model"]["classes"]
@@ -58,11 +58,11 @@ def command(
     source = ImageSource(images, labels, np.array(trained["mean"]), np.array(trained["std"]), choice.backend)
     result = evaluate(model, source, batch_size)
     if as_json:
-        summary = {"run": path, "checkpoint": which, "data": dataset.name, "split": split, "images": len(source)}
+        summary = {"run": path, "checkpoint": str(file), "data": dataset.name, "split": split, "images": len(source)}
         click.echo(json.dumps(summary | {"device": choice.backend.name, **result._asdict()}))
         return
     click.echo(f"device: {choice.backend.describe()} ({choice.why})")
     click.echo(
-        f"{path} ({which}): {dataset.name} {split}, {len(source):,} images: "
+        f"{file}: {dataset.name} {split}, {len(source):,} images: "
         f"loss {result.loss:.4f}, accuracy {result.accuracy:.2%}"
     )

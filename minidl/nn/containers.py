@@ -1,6 +1,7 @@
 """Layers made of layers: one after another, side by side, around."""
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import overload
 
 from kernels.errors import ShapeError
 from minidl.backends import Array
@@ -60,8 +61,19 @@ class Sequential(Module):
     def __iter__(self) -> Iterator[Module]:
         return iter(self._modules.values())
 
-    def __getitem__(self, index: int) -> Module:
+    @overload
+    def __getitem__(self, index: int) -> Module: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Sequential": ...
+    def __getitem__(self, index: int | slice) -> Module:
+        """A child, or for a slice a Sequential of the same children."""
+        if isinstance(index, slice):
+            return Sequential(dict(list(self._modules.items())[index]))
         return list(self._modules.values())[index]
+
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self._steps = None
 
 
 class Residual(Module):

@@ -1,6 +1,7 @@
 """What every layer is: named parameters, buffers and children; forward, and backward through the last forward."""
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Self
 
@@ -68,18 +69,23 @@ class Mismatch(NamedTuple):
     unexpected_keys: list[str]
 
 
-_remember = True
+class _Switch(threading.local):
+    """Whether forward keeps what backward needs; each thread's own affair, like torch.no_grad."""
+
+    remember = True
+
+
+_switch = _Switch()
 
 
 @contextlib.contextmanager
 def inference() -> Iterator[None]:
     """Inside, forward keeps nothing for backward, so that an activation's memory is free as soon as it was read."""
-    global _remember  # one switch for all layers, like torch.no_grad
-    before, _remember = _remember, False
+    before, _switch.remember = _switch.remember, False
     try:
         yield
     finally:
-        _remember = before
+        _switch.remember = before
 
 
 class Module:
@@ -107,6 +113,11 @@ class Module:
                     registry.pop(name, None)
         object.__setattr__(self, name, value)
 
+    def __delattr__(self, name: str) -> None:
+        for registry in (self._parameters, self._modules, self._buffers):
+            registry.pop(name, None)
+        object.__delattr__(self, name)
+
     def forward(self, x: Array) -> Array:
         """The layer's output for x."""
         raise NotImplementedError
@@ -126,7 +137,7 @@ class Module:
 
     def keep(self, *values: Any) -> None:
         """Remember what backward will need (unless in `inference`)."""
-        self._kept = values if _remember else None
+        self._kept = values if _switch.remember else None
 
     def kept(self) -> tuple[Any, ...]:
         """What forward kept. `accept_gradient` forgets it, so that its memory is free as backward goes on."""
@@ -256,11 +267,6 @@ class Module:
             ValueError: Names or shapes do not match; the message says which.
         """
         given = {name: np.asarray(value) for name, value in state.items()}
-        faults = [
-            f"{name} has dtype {value.dtype}, expected real numbers"
-            for name, value in given.items()
-            if value.dtype.kind not in "biuf"
-        ]
         expected = {
             f"{path}.{name}" if path else name: shape
             for path, module in self.named_modules()
@@ -268,6 +274,11 @@ class Module:
         }
         missing = [name for name in expected if name not in given]
         unexpected = [name for name in given if name not in expected]
+        faults = [
+            f"{name} has dtype {given[name].dtype}, expected real numbers"
+            for name in expected
+            if name in given and given[name].dtype.kind not in "biuf"
+        ]
         faults += [
             f"{name} has shape {given[name].shape}, expected {shape}"
             for name, shape in expected.items()

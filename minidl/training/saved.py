@@ -1,7 +1,7 @@
 """A trained model, back from its checkpoint."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minidl import models
 from minidl.backends import Backend
@@ -11,8 +11,16 @@ from minidl.training import checkpoint
 from minidl.training.runs import RunFolder
 
 
-def load_model(path: str | Path, backend: Backend, which: str = "best") -> tuple[Module, dict[str, Any]]:
-    """The model of a run folder or of a checkpoint file, ready to evaluate, and the checkpoint's metadata.
+class SavedModel(NamedTuple):
+    """A model, what its checkpoint says of it, and the checkpoint."""
+
+    model: Module
+    metadata: dict[str, Any]
+    file: Path
+
+
+def load_model(path: str | Path, backend: Backend, which: str = "best") -> SavedModel:
+    """The model of a run folder or of a checkpoint file, ready to evaluate.
 
     Args:
         path: A run folder (then `which` of its checkpoints, "best" or "last"; last if there is no best yet) or a file.
@@ -38,4 +46,4 @@ def load_model(path: str | Path, backend: Backend, which: str = "best") -> tuple
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: the checkpoint does not fit the model it names: {error}") from None
     fuse(model)
-    return model.to(backend).eval(), saved.metadata
+    return SavedModel(model.to(backend).eval(), saved.metadata, file)

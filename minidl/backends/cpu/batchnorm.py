@@ -12,6 +12,7 @@ import numpy as np
 from kernels.batchnorm import BatchStatistics
 from minidl.backends.cpu.compile import compiled, inlined
 from minidl.backends.cpu.device import CpuDevice
+from minidl.backends.cpu.threads import QUIET
 
 CHUNK = 128  # rows summed in float32 before float64 takes over
 GRAIN_ELEMENTS = 1 << 15  # a piece of work for a thread; below it a second thread costs more than it saves
@@ -141,7 +142,8 @@ def _grain(channels: int) -> int:
 def _scale_and_beta(statistics: BatchStatistics, gamma: Any, beta: Any) -> tuple[np.ndarray, np.ndarray]:
     if gamma is None:
         return statistics.inv_std, np.zeros_like(statistics.inv_std)
-    return statistics.inv_std * gamma, beta
+    with np.errstate(**QUIET):
+        return statistics.inv_std * gamma, beta
 
 
 class BatchNormOps(CpuDevice):
@@ -160,15 +162,17 @@ class BatchNormOps(CpuDevice):
         out.shift[:] = mean
         out.delta[:] = 0
         out.var[:] = var
-        out.inv_std[:] = 1 / np.sqrt(var.astype(np.float64) + eps)
+        with np.errstate(**QUIET):
+            out.inv_std[:] = 1 / np.sqrt(var.astype(np.float64) + eps)
 
     def batchnorm_update_running(
         self, batch: BatchStatistics, rows: int, factor: float, running_mean: np.ndarray, running_var: np.ndarray
     ) -> None:
-        mean = batch.shift.astype(np.float64) + batch.delta
-        var = batch.var * (rows / (rows - 1.0))
-        running_mean[:] = (1 - factor) * running_mean + factor * mean
-        running_var[:] = (1 - factor) * running_var + factor * var
+        with np.errstate(**QUIET):
+            mean = batch.shift.astype(np.float64) + batch.delta
+            var = batch.var * (rows / (rows - 1.0))
+            running_mean[:] = (1 - factor) * running_mean + factor * mean
+            running_var[:] = (1 - factor) * running_var + factor * var
 
     def batchnorm_apply(
         self,

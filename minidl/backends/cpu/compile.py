@@ -13,7 +13,10 @@ def compiled(function: Function) -> Function:
 
     Fast-math stays off: it would drop NaN, and forward and backward must round the same expression the same way.
     """
-    return cast(Function, njit(nogil=True, cache=True, error_model="numpy")(function))
+    try:
+        return cast(Function, njit(nogil=True, cache=True, error_model="numpy")(function))
+    except RuntimeError:  # no folder that Numba could write to: every start compiles anew; `minidl doctor` says so
+        return cast(Function, njit(nogil=True, error_model="numpy")(function))
 
 
 def inlined(function: Function) -> Function:

@@ -9,7 +9,7 @@ import numpy as np
 
 from minidl.backends.cpu.compile import compiled
 from minidl.backends.cpu.device import CpuDevice
-from minidl.backends.cpu.threads import BLAS
+from minidl.backends.cpu.threads import BLAS, QUIET
 from minidl.backends.protocol import Pair
 
 TILE_ELEMENTS = 1 << 17  # of the window matrix: 512 KiB, half of a usual L2
@@ -162,7 +162,8 @@ class ConvolutionOps(CpuDevice):
 
         with BLAS.one_thread():
             self.workers.run(sum_groups, groups, 1)
-        np.sum(partial, axis=0, out=dw.reshape(taps, c_out))
+        with np.errstate(**QUIET):
+            np.sum(partial, axis=0, out=dw.reshape(taps, c_out))
 
     def bias_backward(self, dy: np.ndarray, db: np.ndarray) -> None:
         matrix = dy.reshape(-1, dy.shape[-1])
@@ -170,4 +171,5 @@ class ConvolutionOps(CpuDevice):
         chunks = -(-len(matrix) // chunk)
         sums = self.empty((chunks, matrix.shape[1]))
         self.workers.run(_sum_rows, chunks, 32, matrix, chunk, sums)
-        db[:] = sums.sum(axis=0, dtype=np.float64)
+        with np.errstate(**QUIET):
+            db[:] = sums.sum(axis=0, dtype=np.float64)

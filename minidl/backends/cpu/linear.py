@@ -3,7 +3,7 @@
 import numpy as np
 
 from minidl.backends.cpu.device import CpuDevice
-from minidl.backends.cpu.threads import BLAS
+from minidl.backends.cpu.threads import BLAS, QUIET
 
 TILE = 64  # rows of the result a product makes
 
@@ -24,7 +24,8 @@ class LinearOps(CpuDevice):
     def linear_forward(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, y: np.ndarray) -> None:
         self._product(x, w.T, y)
         if bias is not None:
-            y += bias
+            with np.errstate(**QUIET):
+                y += bias
 
     def linear_backward_input(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray) -> None:
         self._product(dy, w, dx)

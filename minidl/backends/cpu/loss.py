@@ -24,18 +24,16 @@ def _cross_entropy(logits, targets, dlogits, label_smoothing, ignore_index, mean
         for k in range(classes):
             if logits[n, k] > largest:
                 largest = np.float64(logits[n, k])
-        exponentials = logits_sum = 0.0
+        exponentials = 0.0
         for k in range(classes):
             exponentials += np.exp(logits[n, k] - largest)
-            logits_sum += logits[n, k]
-        log_sum = np.log(exponentials) + largest
-        loss = log_sum - logits[n, target]
-        if label_smoothing > 0.0:
-            loss = (1.0 - label_smoothing) * loss + label_smoothing * (log_sum - logits_sum / classes)
-        total += loss
+        log_sum = np.log(exponentials)  # never added to the largest: beside a huge logit it would be lost
         for k in range(classes):
+            log_p = (logits[n, k] - largest) - log_sum
             wanted = label_smoothing / classes + (1.0 - label_smoothing if k == target else 0.0)
-            dlogits[n, k] = (np.exp(logits[n, k] - log_sum) - wanted) * scale
+            if wanted > 0.0:  # 0 * log 0 is 0
+                total -= wanted * log_p
+            dlogits[n, k] = (np.exp(log_p) - wanted) * scale
     if mean:
         return total / counted  # 0 / 0 is NaN when nothing was counted, as in PyTorch
     return total

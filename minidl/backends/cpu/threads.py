@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+# NaN and infinity are values here, wherever they come from; the training loop looks out for them.
+QUIET: dict[str, Any] = {"divide": "ignore", "invalid": "ignore", "over": "ignore", "under": "ignore"}
+
 
 def available_cores() -> int:
     """Cores this process may run on."""
@@ -33,11 +36,12 @@ class _Job:
         self.finished: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def work(self) -> None:
-        for piece in self.pieces:
-            start = piece * self.grain
-            if start >= self.count:
-                return
-            self.function(start, min(start + self.grain, self.count), *self.args)
+        with np.errstate(**QUIET):
+            for piece in self.pieces:
+                start = piece * self.grain
+                if start >= self.count:
+                    return
+                self.function(start, min(start + self.grain, self.count), *self.args)
 
 
 def _serve(jobs: "SimpleQueue[_Job | None]") -> None:
@@ -111,7 +115,8 @@ class Workers:
         pieces = -(-count // grain)
         if pieces <= 1 or self.threads == 1:
             if count > 0:
-                function(0, count, *args)
+                with np.errstate(**QUIET):
+                    function(0, count, *args)
             return
         if self._process != os.getpid():
             self._start()  # a fork copies no threads

@@ -1,0 +1,89 @@
+"""Every operation of a backend, held against its float64 definition.
+
+    for operation in operations():
+        for case in cases(operation):
+            for row in check_operation(backend, operation, case):
+                print(row)
+
+An operation is a method of `minidl.backends.Backend`, or "batchnorm_layer": a training pass of batch normalization as a
+whole. A case is a shape, an input family (minidl.lab.inputs) and the operation's options, by name. A row compares one
+answer with the reference, element by element, in units of the error that is allowed there (minidl.lab.budget).
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+
+from minidl.backends import Backend
+from minidl.errors import ConfigError
+from minidl.lab.operations import batchnorm, convolution, elementwise, linear, loss, optimizer, pooling
+from minidl.lab.operations.case import Case, named
+from minidl.lab.operations.check import Row, check_case, make, run
+
+_CASES: dict[str, Callable[[], Iterable[Case]]] = {
+    **convolution.CASES,
+    **linear.CASES,
+    **batchnorm.CASES,
+    **elementwise.CASES,
+    **pooling.CASES,
+    **loss.CASES,
+    **optimizer.CASES,
+}
+
+
+def operations() -> list[str]:
+    """The names of what can be checked."""
+    return list(_CASES)
+
+
+def cases(operation: str) -> list[str]:
+    """The names of an operation's cases, such as "mean-1e4-std-1e-2/130x3/relu". Raises ConfigError if unknown."""
+    return list(_cases(operation))
+
+
+def check_operation(backend: Backend, operation: str, case: str, seed: int = 0, variant: str = "default") -> list[Row]:
+    """Run one case of an operation on `backend` and compare every answer with the reference.
+
+    Args:
+        backend: The device under test.
+        operation: One of `operations()`.
+        case: One of `cases(operation)`.
+        seed: Of the inputs. The bounds hold for any.
+        variant: What the rows call the technique that the backend uses, where it has several.
+
+    Returns:
+        A row for each answer with its worst element, and one for each fault: an element that was not written, a write
+        beyond an array's ends, a changed input. All of them have `passed` in a sound backend.
+
+    Raises:
+        ConfigError: There is no such operation or case.
+    """
+    return check_case(backend, operation, _case(operation, case), seed, variant)
+
+
+def answers(backend: Backend, operation: str, case: str, seed: int = 0) -> Mapping[str, np.ndarray]:
+    """What `backend` answers, as it is: to compare the bits of one run with those of another.
+
+    Raises:
+        ConfigError: There is no such operation or case.
+    """
+    chosen = _case(operation, case)
+    return run(backend, make(operation, chosen, seed), chosen.layout)[0]
+
+
+@functools.cache
+def _cases(operation: str) -> dict[str, Case]:
+    if operation not in _CASES:
+        raise ConfigError(f"there is no operation '{operation}'; known operations: {', '.join(_CASES)}")
+    return named(_CASES[operation]())
+
+
+def _case(operation: str, case: str) -> Case:
+    known = _cases(operation)
+    if case not in known:
+        raise ConfigError(f"{operation} has no case '{case}'; its cases are such as {', '.join(list(known)[:3])}")
+    return known[case]
+
+
+__all__ = ["Row", "answers", "cases", "check_operation", "operations"]

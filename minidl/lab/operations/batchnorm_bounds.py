@@ -1,0 +1,138 @@
+"""The error bounds of batch normalization, for any implementation in float32.
+
+They follow the algorithm that kernels/batchnorm promises: shifted sums, and the mean kept as a pair. So they scale with
+the deviation of a channel, not with its mean: at mean 1e4, std 1e-2 a y that went through a single float32 mean is off
+by thousands of bounds.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from kernels.batchnorm import BatchStatistics
+from minidl.lab.budget import TINY, U, summation
+from minidl.lab.operations.case import Host
+
+SPREAD = 4.0  # the shift of a channel is at most so many of its standard deviations from its mean
+
+
+class Uncertainty(NamedTuple):
+    """How far statistics may be off, (c,) each: `mean` and `var` absolutely, `inv_std` relative to itself."""
+
+    mean: Host
+    var: Host
+    inv_std: Host
+
+
+GIVEN = Uncertainty(np.zeros(()), np.zeros(()), np.zeros(()))  # statistics that are inputs have no error
+
+
+def held_shift(shift: Host, mean: Host, var: Host) -> Host:
+    """`shift` where it keeps the promise of SPREAD, else the nearest value that does: no backend loosens its bounds."""
+    reach = SPREAD * np.sqrt(var)
+    return np.clip(shift, mean - reach, mean + reach)
+
+
+def statistics_uncertainty(x: Host, eps: float, mean: Host, var: Host, shift: Host) -> Uncertainty:
+    """Of statistics from shifted sums; mean and var are the reference's, shift is the backend's."""
+    rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    shift = held_shift(shift, mean, var)
+    distance = np.abs(rows - shift)
+    first, second = distance.mean(axis=0), (distance**2).mean(axis=0)
+    sums = summation(len(rows))
+    moves = first > 0  # a constant channel has no terms but 0: its mean and variance are exact
+    # mean - shift: x - shift rounds once, the sum, the division and the store of delta.
+    of_mean = (sums + 3 * U) * first + TINY * moves
+    # The squares: x - shift once, twice over, and the square itself; the sum; the division. Then delta² is taken off:
+    # what delta is off by, and the rounding of delta² (at most `second`) and of the difference.
+    of_var = (sums + 5 * U) * second + 2 * np.abs(mean - shift) * of_mean + U * var + TINY * moves
+    return Uncertainty(of_mean, of_var, 0.5 * of_var / (var + eps) + 4 * U)  # +: eps, sum, square root, reciprocal
+
+
+class Elements(NamedTuple):
+    """What forward and backward share, in float64, of x's shape or (c,)."""
+
+    slope: Host  # gamma / sqrt(var + eps), (c,)
+    xhat: Host
+    y: Host  # before a ReLU
+    xhat_rounding: Host  # its error without that of the statistics
+    xhat_error: Host
+    y_error: Host
+
+
+def elements(x: Host, statistics: BatchStatistics, gamma: Host | None, beta: Host | None, off: Uncertainty) -> Elements:
+    """Of y = ((x - shift) - delta) * inv_std * gamma + beta, for statistics that are `off` by so much."""
+    x = x.astype(np.float64)
+    shift, delta, _, inv_std = (np.asarray(part, np.float64) for part in statistics)
+    gamma = np.ones_like(shift) if gamma is None else gamma.astype(np.float64)
+    far, near = x - shift, x - shift - delta
+    xhat = near * inv_std
+    y = xhat * gamma + (0 if beta is None else beta.astype(np.float64))
+    moves = (far != 0) | (near != 0)  # elsewhere y = 0 * scale + beta, and beta is exact
+    # x - shift rounds, then the second difference, then the product with inv_std.
+    xhat_rounding = inv_std * (U * np.abs(far) + 2 * U * np.abs(near))
+    xhat_error = xhat_rounding + inv_std * (off.mean + off.inv_std * np.abs(near))
+    # gamma's product and beta's sum round. Each product can underflow, and inv_std then enlarges what it lost.
+    y_error = np.abs(gamma) * (xhat_error + U * np.abs(xhat)) + moves * (U * np.abs(y) + TINY * (inv_std + 2))
+    return Elements(gamma * inv_std, xhat, y, xhat_rounding, xhat_error, y_error)
+
+
+def backward_bounds(
+    e: Elements, dy: Host, inv_std: Host, off: Uncertainty, training: bool, relu: bool
+) -> dict[str, Host]:
+    """Bounds of dx, dgamma and dbeta."""
+    dy = dy.astype(np.float64)
+    axes = tuple(range(dy.ndim - 1))
+    rows = max(dy[..., 0].size, 1)
+    unsure = np.zeros(dy.shape, bool)
+    if relu:
+        # Where y is within its error of 0, ReLU may close for one and not for the other: dy may count or not.
+        unsure = (np.abs(e.y) <= e.y_error) & (e.y_error > 0)
+        dy = np.where((e.y > 0) | np.isnan(e.y) | unsure, dy, 0)
+    flips = np.where(unsure, np.abs(dy), 0)
+    sums = summation(rows)
+    g, g_xhat = np.abs(dy), np.abs(dy * e.xhat)
+    dbeta, dgamma = np.abs(dy.sum(axis=axes)), np.abs((dy * e.xhat).sum(axis=axes))
+    floor = TINY * (inv_std + 2)
+
+    dbeta_error = sums * g.sum(axis=axes) + U * dbeta + flips.sum(axis=axes)
+    # The errors of mean and inv_std are the same in all rows, so they meet the sums; roundings meet the terms.
+    dgamma_error = (
+        (sums + U) * g_xhat.sum(axis=axes)
+        + (g * e.xhat_rounding).sum(axis=axes)
+        + inv_std * off.mean * dbeta
+        + (off.inv_std + 2 * U) * dgamma
+        + (flips * np.abs(e.xhat)).sum(axis=axes)
+        + rows * floor
+    )
+    slope = np.abs(e.slope)
+    relative = off.inv_std + 3 * U  # of the slope: inv_std, gamma's product; and the last product
+    if not training:
+        return {"dx": slope * (relative * g + flips) + TINY, "dgamma": dgamma_error, "dbeta": dbeta_error}
+    mean_g, mean_gx = dbeta / rows, dgamma / rows
+    projection = np.abs(e.xhat) * mean_gx
+    # g - mean(g) - xhat * mean(g * xhat): each part's own error, two roundings each on the way, and two differences.
+    inner = (
+        dbeta_error / rows
+        + 2 * U * mean_g
+        + e.xhat_error * mean_gx
+        + np.abs(e.xhat) * (dgamma_error / rows)
+        + 3 * U * projection
+        + 2 * U * (g + mean_g)
+        + U * projection
+        + flips
+        + floor
+    )
+    dx = np.abs(dy - dy.sum(axis=axes) / rows - e.xhat * (dy * e.xhat).sum(axis=axes) / rows)
+    return {"dx": slope * (inner + relative * dx) + TINY, "dgamma": dgamma_error, "dbeta": dbeta_error}
+
+
+def update_bound(before: Host, batch: Host, factor: float, off: Host | float = 0.0) -> Host:
+    """Of before + factor * (batch - before), in that form or as (1 - factor) * before + factor * batch.
+
+    Factor, its product and what is multiplied round: three times each term, once more the batch's (shift + delta, or
+    rows / (rows - 1)); and their sum. `off` is what the batch's value is off by.
+    """
+    before = before.astype(np.float64)
+    after = before + factor * (batch - before)
+    return U * (3 * np.abs(before) + 4 * factor * np.abs(batch) + np.abs(after)) + factor * off + TINY

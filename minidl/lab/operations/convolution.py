@@ -1,0 +1,231 @@
+"""Checks of convolution and of the bias gradient.
+
+All three products are bounded by the same product of absolute values, times what one float32 accumulator may lose over
+as many terms: see `products`. No order of the terms is assumed.
+"""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from kernels.conv import (
+    bias_backward_reference,
+    conv2d_backward_input_reference,
+    conv2d_backward_weight_reference,
+    conv2d_forward_reference,
+)
+from kernels.window import output_size
+from minidl.backends import Backend, Pair
+from minidl.lab.budget import U, products, summation
+from minidl.lab.inputs import FAMILIES, Family, integers, normal
+from minidl.lab.operations.case import (
+    Arrays,
+    Case,
+    Host,
+    Output,
+    Problem,
+    exact,
+    in_all_layouts,
+    label,
+    within,
+)
+
+PLAIN = FAMILIES["ordinary"]
+
+
+class Geometry(NamedTuple):
+    """A convolution: x (n, h, w, c_in), kernel (kh, kw), c_out, stride and padding."""
+
+    x: tuple[int, int, int, int]
+    kernel: Pair
+    c_out: int
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+
+    @property
+    def weight(self) -> tuple[int, int, int, int]:
+        """(kh, kw, c_in, c_out)."""
+        return *self.kernel, self.x[3], self.c_out
+
+    @property
+    def y(self) -> tuple[int, int, int, int]:
+        """(n, ho, wo, c_out)."""
+        sizes = zip(self.x[1:3], self.kernel, self.stride, self.padding, strict=True)
+        ho, wo = (output_size(*axis) for axis in sizes)
+        return self.x[0], ho, wo, self.c_out
+
+    def __str__(self) -> str:
+        return "-".join(f"{letter}{label(numbers)}" for letter, numbers in zip("xkosp", self, strict=True))
+
+
+GEOMETRIES = (
+    Geometry((1, 1, 1, 1), (1, 1), 1),  # one image, one pixel, one channel
+    Geometry((0, 5, 5, 3), (3, 3), 2, padding=(1, 1)),  # no image
+    Geometry((2, 5, 7, 3), (1, 1), 5),
+    Geometry((1, 8, 8, 1), (3, 3), 16, padding=(1, 1)),
+    Geometry((3, 7, 11, 5), (3, 3), 17, padding=(1, 1)),
+    Geometry((2, 9, 9, 2), (3, 3), 3, stride=(2, 2), padding=(1, 1)),
+    Geometry((2, 13, 11, 3), (3, 3), 4, stride=(3, 3)),  # the last columns are in no window
+    Geometry((2, 11, 7, 2), (2, 3), 3, stride=(1, 2), padding=(0, 1)),
+    Geometry((2, 6, 9, 3), (2, 3), 2, stride=(3, 1), padding=(2, 0)),
+    Geometry((1, 10, 10, 2), (5, 5), 3, padding=(2, 2)),
+    Geometry((2, 17, 19, 3), (7, 7), 8, stride=(2, 2), padding=(3, 3)),
+    Geometry((2, 9, 8, 3), (1, 1), 4, stride=(2, 2)),  # stride larger than the kernel
+    Geometry((1, 11, 13, 2), (2, 2), 3, stride=(3, 5)),
+    Geometry((2, 4, 4, 2), (1, 1), 3, padding=(2, 1)),  # windows that are all padding
+    Geometry((1, 3, 3, 2), (3, 3), 2, padding=(3, 3)),
+    Geometry((2, 7, 7, 2), (7, 7), 3),  # one window
+    Geometry((1, 5, 5, 33), (3, 3), 64, padding=(1, 1)),
+    Geometry((5, 28, 28, 16), (3, 3), 33, padding=(1, 1)),  # several tiles of every kind, several threads
+    Geometry((3, 64, 50, 16), (3, 3), 16, stride=(1, 1), padding=(1, 1)),
+)
+FEW = (GEOMETRIES[4], GEOMETRIES[7], GEOMETRIES[10])
+
+
+def _all_kinds() -> Iterator[tuple[str, Family, Family, Geometry]]:
+    """(name, family of one factor, of the other, geometry)."""
+    yield from (("ordinary", PLAIN, PLAIN, geometry) for geometry in GEOMETRIES)
+    hostile = ((name, family) for name, family in FAMILIES.items() if name != "ordinary")
+    yield from ((name, family, PLAIN, geometry) for (name, family), geometry in product(hostile, FEW[:2]))
+    yield from (("integers", integers, integers, geometry) for geometry in (*FEW, GEOMETRIES[17]))
+
+
+def _cases(make: "type[_Forward | _BackwardInput | _BackwardWeight]") -> Iterator[Case]:
+    for name, first, second, geometry in _all_kinds():
+        case = Case(label(name, str(geometry)), make(geometry, first, second, is_exact=name == "integers"))
+        yield from in_all_layouts(case) if name == "ordinary" and geometry == FEW[0] else (case,)
+
+
+class _Product:
+    """What the three have in common: two factors, one result, an absolute sum and its number of terms."""
+
+    def __init__(self, geometry: Geometry, first: Family, second: Family, is_exact: bool) -> None:
+        self.geometry, self.first, self.second, self.is_exact = geometry, first, second, is_exact
+
+    def bound(self, absolute: Host, terms: int) -> Host:
+        return products(absolute, 0 if self.is_exact else terms)
+
+
+class _Forward(_Product):
+    """The first factor is x, the second w and bias."""
+
+    with_bias = False
+
+    def __call__(self, rng: np.random.Generator) -> Problem:
+        shape, weight, c_out = self.geometry.x, self.geometry.weight, self.geometry.c_out
+        inputs = {"x": self.first(rng, shape), "w": self.second(rng, weight)}
+        if self.with_bias:
+            inputs["bias"] = self.second(rng, (c_out,))
+        window = self.geometry.stride, self.geometry.padding
+        absolute = {name: np.abs(value.astype(np.float64)) for name, value in inputs.items()}
+        magnitude = conv2d_forward_reference(absolute["x"], absolute["w"], absolute.get("bias"), *window)
+        terms = int(np.prod(weight[:3])) + self.with_bias
+
+        def call(backend: Backend, a: Arrays) -> None:
+            backend.conv2d_forward(a["x"], a["w"], a.get("bias"), a["y"], *window)
+
+        return Problem(
+            inputs=inputs,
+            outputs={"y": Output(self.geometry.y)},
+            call=call,
+            bounds=within(y=self.bound(magnitude, terms)),
+        )
+
+
+class _ForwardWithBias(_Forward):
+    with_bias = True
+
+
+class _BackwardInput(_Product):
+    """The first factor is dy, the second w."""
+
+    def __call__(self, rng: np.random.Generator) -> Problem:
+        geometry = self.geometry
+        inputs = {"dy": self.first(rng, geometry.y), "w": self.second(rng, geometry.weight)}
+        window = geometry.stride, geometry.padding
+        dy, w = (np.abs(value.astype(np.float64)) for value in inputs.values())
+        magnitude = conv2d_backward_input_reference(dy, w, geometry.x, *window)
+        # An element of x is in at most ceil(kernel / stride) windows along each axis.
+        overlap = [-(-kernel // stride) for kernel, stride in zip(geometry.kernel, geometry.stride, strict=True)]
+        terms = overlap[0] * overlap[1] * geometry.c_out
+        return Problem(
+            inputs=inputs,
+            outputs={"dx": Output(geometry.x)},
+            call=lambda backend, a: backend.conv2d_backward_input(a["dy"], a["w"], a["dx"], *window),
+            bounds=within(dx=self.bound(magnitude, terms)),
+        )
+
+
+class _BackwardWeight(_Product):
+    """The first factor is x, the second dy."""
+
+    def __call__(self, rng: np.random.Generator) -> Problem:
+        geometry = self.geometry
+        inputs = {"x": self.first(rng, geometry.x), "dy": self.second(rng, geometry.y)}
+        window = geometry.stride, geometry.padding
+        x, dy = (np.abs(value.astype(np.float64)) for value in inputs.values())
+        magnitude = conv2d_backward_weight_reference(x, dy, geometry.weight, *window)
+        terms = int(np.prod(geometry.y[:3]))
+        return Problem(
+            inputs=inputs,
+            outputs={"dw": Output(geometry.weight)},
+            call=lambda backend, a: backend.conv2d_backward_weight(a["x"], a["dy"], a["dw"], *window),
+            bounds=within(dw=self.bound(magnitude, terms)),
+        )
+
+
+def forward_cases() -> Iterator[Case]:
+    """Of conv2d_forward."""
+    yield from _cases(_Forward)
+    yield from (
+        case._replace(name=f"{case.name}/bias") for case in _cases(_ForwardWithBias) if case.layout == "aligned"
+    )
+
+
+def backward_weight_cases() -> Iterator[Case]:
+    """Of conv2d_backward_weight; also with the hostile numbers in dy."""
+    yield from _cases(_BackwardWeight)
+    for name, family in FAMILIES.items():
+        yield Case(label(f"dy-{name}", str(FEW[1])), _BackwardWeight(FEW[1], PLAIN, family, is_exact=False))
+
+
+def bias_backward_cases() -> Iterator[Case]:
+    """Of bias_backward: the sum of all rows."""
+
+    def case(name: str, family: Family, shape: tuple[int, ...]) -> Case:
+        def make(rng: np.random.Generator) -> Problem:
+            dy = family(rng, shape)
+            absolute = bias_backward_reference(np.abs(dy.astype(np.float64)))
+            rows = int(np.prod(shape[:-1]))
+
+            # The second stage's result is stored once.
+            bound = summation(rows) * absolute + U * np.abs(bias_backward_reference(dy.astype(np.float64)))
+            return Problem(
+                inputs={"dy": dy},
+                outputs={"db": Output(shape[-1:])},
+                call=lambda backend, a: backend.bias_backward(a["dy"], a["db"]),
+                bounds=exact if name == "integers" else within(db=bound),
+            )
+
+        return Case(label(name, shape), make)
+
+    shapes: tuple[tuple[int, ...], ...] = (
+        (0, 3), (1, 1), (1, 5), (2, 3), (127, 1), (128, 2), (129, 17), (2, 7, 11, 33), (4097, 16), (70001, 1),
+    )  # fmt: skip
+    for shape in shapes:
+        one = case("ordinary", PLAIN, shape)
+        yield from in_all_layouts(one) if shape == (129, 17) else (one,)
+    for (name, family), shape in product(FAMILIES.items(), ((130, 5), (5001, 6))):
+        yield case(name, family, shape)
+    yield case("mean-1", normal(1, 0.1), (70001, 2))
+    yield case("integers", integers, (5001, 5))
+
+
+CASES = {
+    "conv2d_forward": forward_cases,
+    "conv2d_backward_input": lambda: _cases(_BackwardInput),
+    "conv2d_backward_weight": backward_weight_cases,
+    "bias_backward": bias_backward_cases,
+}

@@ -1,0 +1,235 @@
+"""Checks of pooling. The maximum and its index are exact; averages are sums of at most a window's elements."""
+
+from collections.abc import Iterator
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from kernels.pooling import (
+    avg_pool2d_backward_reference,
+    avg_pool2d_forward_reference,
+    max_pool2d_backward_reference,
+    max_pool2d_forward_reference,
+)
+from kernels.window import output_size
+from minidl.backends import Pair
+from minidl.lab.budget import TINY, rounding
+from minidl.lab.inputs import FAMILIES, Family, integers
+from minidl.lab.operations.case import Case, Host, Output, Problem, exact, in_all_layouts, label, relative, within
+
+PLAIN = FAMILIES["ordinary"]
+
+
+class Geometry(NamedTuple):
+    """A pooling: x (n, h, w, c), kernel, stride and padding."""
+
+    x: tuple[int, int, int, int]
+    kernel: Pair
+    stride: Pair
+    padding: Pair = (0, 0)
+
+    @property
+    def y(self) -> tuple[int, int, int, int]:
+        """(n, ho, wo, c)."""
+        sizes = zip(self.x[1:3], self.kernel, self.stride, self.padding, strict=True)
+        ho, wo = (output_size(*axis) for axis in sizes)
+        return self.x[0], ho, wo, self.x[3]
+
+    @property
+    def window(self) -> tuple[Pair, Pair, Pair]:
+        """The arguments of the operations."""
+        return self.kernel, self.stride, self.padding
+
+    @property
+    def overlap(self) -> int:
+        """Windows that one element can be in."""
+        return int(np.prod([-(-kernel // stride) for kernel, stride in zip(self.kernel, self.stride, strict=True)]))
+
+    def __str__(self) -> str:
+        return "-".join(f"{letter}{label(numbers)}" for letter, numbers in zip("xksp", self, strict=True))
+
+
+GEOMETRIES = (
+    Geometry((1, 1, 1, 1), (1, 1), (1, 1)),
+    Geometry((0, 4, 4, 3), (2, 2), (2, 2)),
+    Geometry((2, 8, 8, 16), (2, 2), (2, 2)),
+    Geometry((3, 7, 9, 5), (3, 3), (2, 2), (1, 1)),
+    Geometry((2, 7, 11, 3), (3, 3), (1, 1), (1, 1)),  # overlapping windows
+    Geometry((2, 8, 7, 2), (2, 3), (1, 2), (1, 1)),
+    Geometry((2, 11, 10, 3), (2, 2), (3, 3)),  # elements in no window
+    Geometry((1, 9, 9, 2), (5, 5), (1, 1), (2, 2)),
+    Geometry((2, 6, 6, 1), (4, 4), (1, 3), (2, 2)),
+    Geometry((2, 5, 3, 17), (5, 3), (5, 3)),  # one window
+    Geometry((9, 28, 28, 33), (2, 2), (2, 2)),  # several threads
+)
+FEW = (GEOMETRIES[3], GEOMETRIES[4])
+KINDS: tuple[tuple[str, Family, Geometry], ...] = (
+    *(("ordinary", PLAIN, geometry) for geometry in GEOMETRIES),
+    *((name, family, geometry) for (name, family), geometry in product(FAMILIES.items(), FEW) if name != "ordinary"),
+    *(("integers", integers, geometry) for geometry in GEOMETRIES[2:]),  # full of ties
+)
+
+
+def _with_layouts(case: Case, geometry: Geometry) -> Iterator[Case]:
+    yield from in_all_layouts(case) if case.name.startswith("ordinary") and geometry == FEW[0] else (case,)
+
+
+def max_forward_cases() -> Iterator[Case]:
+    """Of max_pool2d_forward."""
+
+    def case(name: str, family: Family, geometry: Geometry) -> Case:
+        def make(rng: np.random.Generator) -> Problem:
+            return Problem(
+                inputs={"x": family(rng, geometry.x)},
+                outputs={"y": Output(geometry.y), "index": Output(geometry.y, np.int32)},
+                call=lambda backend, a: backend.max_pool2d_forward(a["x"], a["y"], a["index"], *geometry.window),
+                bounds=exact,
+            )
+
+        return Case(label(name, str(geometry)), make)
+
+    for kind in KINDS:
+        yield from _with_layouts(case(*kind), kind[2])
+    for geometry in FEW:
+        yield case("all-minus-inf", _all_minus_inf, geometry)
+
+
+def _all_minus_inf(rng: np.random.Generator, shape: tuple[int, ...]) -> Host:
+    del rng
+    return np.full(shape, -np.inf, np.float32)
+
+
+def max_backward_cases() -> Iterator[Case]:
+    """Of max_pool2d_backward. The index is the reference's, of inputs that make ties and long chains of one maximum."""
+
+    def case(name: str, family: Family, geometry: Geometry) -> Case:
+        def make(rng: np.random.Generator) -> Problem:
+            x = integers(rng, geometry.x)
+            _, index = max_pool2d_forward_reference(x, *geometry.window)
+            dy = family(rng, geometry.y)
+            absolute = max_pool2d_backward_reference(np.abs(dy.astype(np.float64)), index, geometry.x, *geometry.window)
+            # Only additions, and no more than the windows an element is in, less one.
+            bound = rounding(geometry.overlap - 1) * absolute
+            return Problem(
+                inputs={"dy": dy, "index": index},
+                outputs={"dx": Output(geometry.x)},
+                call=lambda backend, a: backend.max_pool2d_backward(a["dy"], a["index"], a["dx"], *geometry.window),
+                bounds=exact if name == "integers" else within(dx=bound),
+            )
+
+        return Case(label(name, str(geometry)), make)
+
+    for kind in KINDS:
+        yield from _with_layouts(case(*kind), kind[2])
+
+
+def avg_forward_cases() -> Iterator[Case]:
+    """Of avg_pool2d_forward."""
+
+    def case(name: str, family: Family, geometry: Geometry, padded: bool) -> Case:
+        def make(rng: np.random.Generator) -> Problem:
+            x = family(rng, geometry.x)
+            absolute = avg_pool2d_forward_reference(np.abs(x.astype(np.float64)), *geometry.window, padded)
+            # A window's additions, and the division (two roundings if by a reciprocal).
+            steps = geometry.kernel[0] * geometry.kernel[1] + 1
+            bound = rounding(steps) * absolute + TINY * (absolute > 0)
+            return Problem(
+                inputs={"x": x},
+                outputs={"y": Output(geometry.y)},
+                call=lambda backend, a: backend.avg_pool2d_forward(a["x"], a["y"], *geometry.window, padded),
+                bounds=within(y=bound),
+            )
+
+        return Case(label(name, str(geometry), "count-pad" if padded else ""), make)
+
+    for kind, padded in product(KINDS, (True, False)):
+        yield from _with_layouts(case(*kind, padded), kind[2])
+
+
+def avg_backward_cases() -> Iterator[Case]:
+    """Of avg_pool2d_backward."""
+
+    def case(name: str, family: Family, geometry: Geometry, padded: bool) -> Case:
+        def make(rng: np.random.Generator) -> Problem:
+            dy = family(rng, geometry.y)
+            window = geometry.window
+            absolute = avg_pool2d_backward_reference(np.abs(dy.astype(np.float64)), geometry.x, *window, padded)
+            # A share is divided off (two roundings), and shares are added.
+            bound = rounding(geometry.overlap + 1) * absolute + geometry.overlap * TINY * (absolute > 0)
+            return Problem(
+                inputs={"dy": dy},
+                outputs={"dx": Output(geometry.x)},
+                call=lambda backend, a: backend.avg_pool2d_backward(a["dy"], a["dx"], *window, padded),
+                bounds=within(dx=bound),
+            )
+
+        return Case(label(name, str(geometry), "count-pad" if padded else ""), make)
+
+    for kind, padded in product(KINDS, (True, False)):
+        yield from _with_layouts(case(*kind, padded), kind[2])
+
+
+IMAGES: tuple[tuple[int, int, int, int], ...] = (
+    (1, 1, 1, 1), (0, 3, 3, 2), (2, 1, 5, 3), (3, 7, 11, 17), (2, 4, 4, 64), (2, 31, 29, 5), (5, 56, 56, 16),
+)  # fmt: skip
+GLOBAL_KINDS: tuple[tuple[str, Family, tuple[int, int, int, int]], ...] = (
+    *(("ordinary", PLAIN, shape) for shape in IMAGES),
+    *((name, family, (3, 7, 11, 5)) for name, family in FAMILIES.items()),
+    ("integers", integers, (3, 8, 8, 5)),
+)
+
+
+def global_forward_cases() -> Iterator[Case]:
+    """Of global_avg_pool2d_forward."""
+
+    def case(name: str, family: Family, shape: tuple[int, int, int, int]) -> Case:
+        n, h, w, c = shape
+
+        def make(rng: np.random.Generator) -> Problem:
+            x = family(rng, shape)
+            absolute = np.abs(x.astype(np.float64)).mean(axis=(1, 2))
+            # The sum over the image in one accumulator, and the division.
+            bound = rounding(h * w + 1) * absolute + TINY * (absolute > 0)
+            return Problem(
+                inputs={"x": x},
+                outputs={"y": Output((n, c))},
+                call=lambda backend, a: backend.global_avg_pool2d_forward(a["x"], a["y"]),
+                bounds=exact if name == "integers" else within(y=bound),  # 64 pixels: the division is exact too
+            )
+
+        return Case(label(name, shape), make)
+
+    for name, family, shape in GLOBAL_KINDS:
+        one = case(name, family, shape)
+        yield from in_all_layouts(one) if (name, shape[3]) == ("ordinary", 17) else (one,)
+
+
+def global_backward_cases() -> Iterator[Case]:
+    """Of global_avg_pool2d_backward."""
+
+    def case(name: str, family: Family, shape: tuple[int, int, int, int]) -> Case:
+        def make(rng: np.random.Generator) -> Problem:
+            dy = family(rng, (shape[0], shape[3]))
+            return Problem(
+                inputs={"dy": dy},
+                outputs={"dx": Output(shape)},
+                call=lambda backend, a: backend.global_avg_pool2d_backward(a["dy"], a["dx"]),
+                bounds=relative(2),  # one division, or a reciprocal and a product
+            )
+
+        return Case(label(name, shape), make)
+
+    for name, family, shape in GLOBAL_KINDS:
+        one = case(name, family, shape)
+        yield from in_all_layouts(one) if (name, shape[3]) == ("ordinary", 17) else (one,)
+
+
+CASES = {
+    "max_pool2d_forward": max_forward_cases,
+    "max_pool2d_backward": max_backward_cases,
+    "avg_pool2d_forward": avg_forward_cases,
+    "avg_pool2d_backward": avg_backward_cases,
+    "global_avg_pool2d_forward": global_forward_cases,
+    "global_avg_pool2d_backward": global_backward_cases,
+}

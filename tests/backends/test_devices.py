@@ -1,0 +1,91 @@
+"""Devices by name, what is said about one that cannot be used, and host memory."""
+
+import numpy as np
+import pytest
+
+from minidl import backends, nn
+from minidl.backends import choose, get_backend
+from minidl.errors import DeviceError
+
+
+def test_a_device_is_the_same_object_every_time() -> None:
+    for name in ("cpu", "reference"):
+        assert get_backend(name) is get_backend(name)
+    assert get_backend("cpu", 2) is get_backend("cpu", 2)
+    assert get_backend("cpu", 2) is not get_backend("cpu", 3)
+
+
+def test_devices_describe_themselves() -> None:
+    assert get_backend("cpu", 1).describe() == "cpu, 1 thread"
+    assert get_backend("cpu", 3).describe() == "cpu, 3 threads"
+    assert get_backend("reference").describe() == "reference, NumPy float64"
+    assert (get_backend("cpu").name, get_backend("cpu").dtype) == ("cpu", np.float32)
+    assert (get_backend("reference").name, get_backend("reference").dtype) == ("reference", np.float64)
+
+
+@pytest.mark.parametrize("name", ["gpu", "CPU", "auto", ""])
+def test_an_unknown_device_gets_the_known_ones(name: str) -> None:
+    with pytest.raises(DeviceError, match=f"^there is no device '{name}'; known devices: cpu, cuda, reference$"):
+        get_backend(name)
+    with pytest.raises(DeviceError, match="there is no device"):
+        nn.ReLU(device=name)
+
+
+@pytest.mark.parametrize(("driver", "reason"), [(False, "no NVIDIA driver was found"), (True, "no GPU kernels yet")])
+def test_a_gpu_that_cannot_be_used_gets_the_reason_and_the_remedy(monkeypatch, driver: bool, reason: str) -> None:
+    monkeypatch.setattr(backends, "_has_nvidia_driver", lambda: driver)
+    with pytest.raises(DeviceError, match=f"device cuda cannot be used: .*{reason}.*; use --device cpu") as e:
+        get_backend("cuda")
+    assert "\n" not in str(e.value)
+    assert e.value.exit_code == 2
+
+
+def test_a_device_that_is_refused_leaves_the_model_where_it_is(monkeypatch) -> None:
+    monkeypatch.setattr(backends, "why_no_cuda", lambda: "there is no GPU")
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    with pytest.raises(DeviceError, match="device cuda cannot be used: there is no GPU"):
+        model.to("cuda")
+    assert all(module.backend is get_backend("cpu") for _, module in model.named_modules())
+    assert model.forward(np.ones((2, 2), np.float32)).dtype == np.float32
+
+
+def test_choosing_says_why(monkeypatch) -> None:
+    monkeypatch.setattr(backends, "why_no_cuda", lambda: "there is none")
+    assert choose("auto") == (get_backend("cpu"), "there is none")
+    assert choose("cpu", 2) == (get_backend("cpu", 2), "asked for")
+    with pytest.raises(DeviceError, match="device cuda cannot be used: there is none; use --device cpu"):
+        choose("cuda")
+
+
+def test_a_number_of_threads_that_cannot_be_is_refused() -> None:
+    with pytest.raises((DeviceError, ValueError), match="-1"):
+        get_backend("cpu", -1)
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_memory_of_a_host_device(name: str) -> None:
+    backend = get_backend(name)
+    assert backend.empty((2, 3)).dtype == backend.dtype
+    assert backend.empty((2,), np.int64).dtype == np.int64
+    dirty = backend.empty((500,))
+    dirty[...] = np.nan
+    del dirty
+    assert not backend.zeros((500,)).any()
+
+    host = np.arange(6, dtype=np.int64).reshape(2, 3).T
+    array = backend.array(host)
+    assert (array.dtype, array.flags.c_contiguous) == (backend.dtype, True)
+    assert np.array_equal(array, host)
+    assert not np.shares_memory(backend.array(array), array)
+    assert not np.shares_memory(backend.numpy(array), array)
+    target = backend.empty((3, 2))
+    backend.copy(array, target)
+    assert np.array_equal(target, host)
+
+    assert backend.accept(array, "x") is array
+    assert np.array_equal(backend.accept(array.T, "x"), host.T)
+    assert backend.accept(array.T, "x").flags.c_contiguous
+    with pytest.raises(TypeError, match=r"^labels has dtype int32, expected int64; convert it with \.astype"):
+        backend.accept(np.zeros(3, np.int32), "labels", np.int64)
+    with pytest.raises(TypeError, match=r"^x is a builtins.float, expected a numpy.ndarray"):
+        backend.accept(1.0, "x")

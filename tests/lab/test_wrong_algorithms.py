@@ -1,0 +1,126 @@
+"""Algorithms that are right for ordinary numbers and wrong for hostile ones must leave the error budget."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels.batchnorm import BatchStatistics
+from minidl.backends.cpu import CpuBackend
+from minidl.lab.operations import Row, cases, check_operation
+
+Array = np.ndarray
+
+
+def failures(backend: CpuBackend, operation: str, *prefixes: str) -> list[Row]:
+    """Of the cases that start with one of `prefixes`, or of all."""
+    chosen = [case for case in cases(operation) if not prefixes or case.startswith(prefixes)]
+    assert chosen
+    return [row for case in chosen for row in check_operation(backend, operation, case) if not row.passed]
+
+
+def store(out: BatchStatistics, mean: Any, var: Any, eps: float) -> None:
+    """Statistics with a single float32 mean."""
+    out.shift[:], out.delta[:], out.var[:] = mean, 0, var
+    out.inv_std[:] = 1 / np.sqrt(out.var.astype(np.float64) + eps)
+
+
+class SingleMean(CpuBackend):
+    """Two passes in float64, but the mean is handed on as one float32 number (as PyTorch does)."""
+
+    def batchnorm_statistics(self, x: Array, eps: float, out: BatchStatistics) -> None:
+        rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
+        store(out, rows.mean(axis=0), rows.var(axis=0), eps)
+
+
+class NaiveVariance(CpuBackend):
+    """E[x²] - E[x]², with float64 sums of float32 squares."""
+
+    def batchnorm_statistics(self, x: Array, eps: float, out: BatchStatistics) -> None:
+        super().batchnorm_statistics(x, eps, out)
+        rows = x.reshape(-1, x.shape[-1])
+        square = (rows * rows).mean(axis=0, dtype=np.float64)
+        out.var[:] = np.maximum(square - rows.mean(axis=0, dtype=np.float64) ** 2, 0)
+
+
+class NoShift(NaiveVariance):
+    """The same, said to be shifted sums with the shift 0: that must not widen the bounds to what 0 would need."""
+
+    def batchnorm_statistics(self, x: Array, eps: float, out: BatchStatistics) -> None:
+        super().batchnorm_statistics(x, eps, out)
+        out.delta[:], out.shift[:] = out.shift + out.delta, 0
+
+
+class Welford(CpuBackend):
+    """Welford's update in float32."""
+
+    def batchnorm_statistics(self, x: Array, eps: float, out: BatchStatistics) -> None:
+        rows = x.reshape(-1, x.shape[-1])
+        mean, moment = np.zeros(x.shape[-1], np.float32), np.zeros(x.shape[-1], np.float32)
+        for n, row in enumerate(rows, 1):
+            delta = row - mean
+            mean += delta / np.float32(n)
+            moment += delta * (row - mean)
+        store(out, mean, moment / np.float32(len(rows)), eps)
+
+
+class FirstElementShift(CpuBackend):
+    """Shifted sums, but the shift is always the first element."""
+
+    def batchnorm_statistics(self, x: Array, eps: float, out: BatchStatistics) -> None:
+        rows = x.reshape(-1, x.shape[-1])
+        shifted = rows - rows[0]
+        mean = shifted.mean(axis=0)
+        store(out, rows[0], (shifted * shifted).mean(axis=0) - mean * mean, eps)
+        out.delta[:] = mean
+
+
+class FoldedApply(CpuBackend):
+    """y = a x + b: the mean and its multiple cancel."""
+
+    def batchnorm_apply(
+        self, x: Array, statistics: BatchStatistics, gamma: Any, beta: Any, y: Array, relu: bool
+    ) -> None:
+        a = statistics.inv_std if gamma is None else statistics.inv_std * gamma
+        b = (0 if beta is None else beta) - (statistics.shift + statistics.delta) * a
+        y[...] = x * a + b
+        if relu:
+            y[y <= 0] = 0
+
+
+HOSTILE = "mean-1e4-std-1e-2/"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "output", "case"),
+    [
+        (SingleMean, "mean", HOSTILE),
+        (NaiveVariance, "var", HOSTILE),
+        (NaiveVariance, "var", "mean-1e4-std-1/"),
+        (NaiveVariance, "var", "constant/"),
+        (NoShift, "shift", HOSTILE),
+        (NoShift, "var", HOSTILE),
+        (Welford, "mean", HOSTILE),
+        (Welford, "var", HOSTILE),
+        (Welford, "var", "mean-1e6-std-1/"),
+        (FirstElementShift, "shift", "outlier-first/"),
+    ],
+)
+def test_wrong_statistics_leave_the_budget(wrong: type[CpuBackend], output: str, case: str) -> None:
+    """On hostile numbers alone: with ordinary ones these algorithms are as good as any."""
+    found = [row for row in failures(wrong(1), "batchnorm_statistics", case) if row.output == output]
+    assert len(found) >= 3
+    assert all(row.ratio > 2 for row in found)
+    ordinary = [row for row in failures(wrong(1), "batchnorm_statistics", "ordinary/7x5") if row.output == output]
+    assert not ordinary
+
+
+def test_a_single_float32_mean_spoils_y_by_thousands_of_bounds() -> None:
+    found = [row for row in failures(SingleMean(1), "batchnorm_layer", HOSTILE) if row.output == "y"]
+    assert found
+    assert all(row.ratio > 100 and row.error > 1e-3 for row in found)
+    assert max(row.ratio for row in found) > 1000
+
+
+def test_a_folded_apply_leaves_the_budget() -> None:
+    assert len(failures(FoldedApply(1), "batchnorm_apply", HOSTILE, "mean-1e6-std-1")) == 12

@@ -1,0 +1,296 @@
+"""Optimizers against torch.optim, their groups, their state, and what they refuse."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minidl import nn, optim
+from minidl.backends import Backend, get_backend
+from minidl.nn import Parameter
+
+STEPS = 8
+RULES: list[tuple[str, dict[str, Any]]] = [
+    ("SGD", {"lr": 0.1}),
+    ("SGD", {"lr": 0.1, "weight_decay": 0.05}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05}),
+    ("SGD", {"lr": 0.1, "momentum": 0.8, "nesterov": True, "weight_decay": 0.05}),
+    ("Adam", {"lr": 0.01}),
+    ("Adam", {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}),
+    ("AdamW", {"lr": 0.01}),
+    ("AdamW", {"lr": 0.01, "betas": (0.7, 0.9), "eps": 1e-4, "weight_decay": 0.3}),
+]
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch", reason="PyTorch, the second opinion, is not installed")
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return get_backend(request.param)
+
+
+def parameters(backend: Backend, seed: int = 0) -> list[Parameter]:
+    rng = np.random.default_rng(seed)
+    shapes = [(3, 4), (4,), (2, 3, 1, 2)]
+    return [Parameter(backend.array(rng.standard_normal(shape).astype(np.float32)), decay=True) for shape in shapes]
+
+
+def gradients(params: list[Parameter], step: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(100 + step)
+    return [rng.standard_normal(parameter.shape).astype(np.float32) for parameter in params]
+
+
+def give(backend: Backend, params: list[Parameter], step: int) -> None:
+    for parameter, grad in zip(params, gradients(params, step), strict=True):
+        parameter.grad = backend.array(grad)
+
+
+def twins(torch: Any, params: list[Parameter]) -> list[Any]:
+    return [torch.nn.Parameter(torch.from_numpy(parameter.value.astype(np.float64))) for parameter in params]
+
+
+def assert_equal(params: list[Parameter], theirs: list[Any], steps: int, backend: Backend) -> None:
+    """Values and updates are of the size of 1 or less.
+
+    Each step adds the rounding of a dozen operations on them. Adam's first updates divide by sqrt(m2) + eps, which the
+    gradients drawn here keep above 1e-3: an update is off by 12 units of itself.
+    """
+    bound = 24 * steps * np.finfo(backend.dtype).eps
+    for parameter, twin in zip(params, theirs, strict=True):
+        expected = twin.detach().numpy()
+        error = np.abs(parameter.value - expected) / (1 + np.abs(expected))
+        assert error.max() <= bound
+
+
+@pytest.mark.parametrize(("name", "options"), RULES, ids=lambda value: str(value))
+def test_updates_are_pytorchs(torch, backend, name: str, options: dict[str, Any]) -> None:
+    params = parameters(backend)
+    theirs = twins(torch, params)
+    ours = getattr(optim, name)(params, **options, backend=backend)
+    other = getattr(torch.optim, name)(theirs, **options)
+    for step in range(STEPS):
+        give(backend, params, step)
+        grads = [parameter.grad.copy() for parameter in params]
+        for twin, grad in zip(theirs, grads, strict=True):
+            twin.grad = torch.from_numpy(grad.astype(np.float64))
+        ours.step()
+        other.step()
+        assert_equal(params, theirs, step + 1, backend)
+        assert all(np.array_equal(p.grad, grad) for p, grad in zip(params, grads, strict=True))  # only read
+    assert ours.steps == STEPS
+
+
+def test_sgd_with_dyadic_numbers_is_exact(backend) -> None:
+    parameter = Parameter(backend.array(np.array([1.0, -2.0])), decay=True)
+    sgd = optim.SGD([parameter], lr=0.5, momentum=0.5, weight_decay=0.25, nesterov=True, backend=backend)
+    parameter.grad = backend.array(np.array([0.75, 0.5]))
+    sgd.step()  # g = (1, 0), v = (1, 0): value - 0.5 * (g + 0.5 v)
+    assert np.array_equal(parameter.value, [0.25, -2.0])
+    sgd.step()  # g = (0.8125, 0), v = 0.5 v + g
+    assert np.array_equal(parameter.value, [0.25 - 0.5 * (0.8125 + 0.5 * 1.3125), -2.0])
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_groups_have_options_of_their_own(torch, backend, name: str) -> None:
+    params = parameters(backend)
+    theirs = twins(torch, params)
+
+    def groups(entries: list[Any]) -> list[dict[str, Any]]:
+        return [{"params": entries[:1], "lr": 0.3}, {"params": entries[1:], "weight_decay": 0.2}]
+
+    ours = getattr(optim, name)(groups(params), lr=0.01, backend=backend)
+    other = getattr(torch.optim, name)(groups(theirs), lr=0.01)
+    assert [group["lr"] for group in ours.groups] == [0.3, 0.01]
+    for step in range(5):
+        if step == 3:
+            ours.groups[1]["lr"] = other.param_groups[1]["lr"] = 0.05
+        give(backend, params, step)
+        for twin, grad in zip(theirs, gradients(params, step), strict=True):
+            twin.grad = torch.from_numpy(grad.astype(np.float64))
+        ours.step()
+        other.step()
+    assert_equal(params, theirs, 5, backend)
+    ours.set_lr(0.5)
+    assert [group["lr"] for group in ours.groups] == [0.5, 0.5]
+
+
+def test_groups_may_differ_in_momentum(backend) -> None:
+    params = parameters(backend)
+    sgd = optim.SGD([{"params": params[:1], "momentum": 0.9}, {"params": params[1:]}], lr=0.1, backend=backend)
+    assert sorted(name for name in sgd.state_dict() if name.endswith("velocity")) == ["0.0.velocity"]
+    give(backend, params, 0)
+    sgd.step()
+
+
+def test_decay_groups_leave_out_biases_and_normalization(backend) -> None:
+    model = nn.Sequential(
+        {
+            "conv": nn.Conv2d(1, 2, 3, device=backend),
+            "bn": nn.BatchNorm2d(2, device=backend),
+            "block": nn.Residual(nn.Sequential(nn.BatchNorm2d(2, device=backend), nn.Conv2d(2, 2, 1, device=backend))),
+            "flatten": nn.Flatten(device=backend),
+            "fc": nn.Linear(8, 3, device=backend),
+        }
+    )
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = optim.decay_groups(model, 0.5)
+    assert [[names[id(p)] for p in group["params"]] for group in groups] == [
+        ["conv.weight", "block.branch.1.weight", "fc.weight"],
+        [
+            *("conv.bias", "bn.weight", "bn.bias", "block.branch.0.weight", "block.branch.0.bias"),
+            *("block.branch.1.bias", "fc.bias"),
+        ],
+    ]
+    before = {name: p.value.copy() for name, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = backend.zeros(p.shape)
+    optim.SGD(groups, lr=0.5, backend=backend).step()
+    for name, p in model.named_parameters():
+        decayed = name in ("conv.weight", "block.branch.1.weight", "fc.weight")
+        assert np.array_equal(p.value, before[name] * backend.dtype.type(0.75 if decayed else 1)), name
+
+
+def test_parameters_without_a_gradient_stay(backend) -> None:
+    params = parameters(backend)
+    before = [parameter.value.copy() for parameter in params]
+    adam = optim.AdamW(params, lr=0.1, weight_decay=0.5, backend=backend)
+    params[1].grad = backend.array(np.ones(4))
+    adam.step()
+    assert [np.array_equal(p.value, b) for p, b in zip(params, before, strict=True)] == [True, False, True]
+
+
+def test_a_parameter_that_joins_later_starts_from_its_own_first_step(torch, backend) -> None:
+    params = parameters(backend)[:2]
+    theirs = twins(torch, params)
+    ours, other = optim.Adam(params, lr=0.1, backend=backend), torch.optim.Adam(theirs, lr=0.1)
+    for step in range(4):
+        ours.zero_grad()
+        other.zero_grad()
+        for i in range(1 if step < 2 else 2):
+            grad = gradients(params, step)[i]
+            params[i].grad, theirs[i].grad = backend.array(grad), torch.from_numpy(grad.astype(np.float64))
+        ours.step()
+        other.step()
+    assert_equal(params, theirs, 4, backend)
+
+
+def test_zero_grad_forgets_all_gradients(backend) -> None:
+    params = parameters(backend)
+    give(backend, params, 0)
+    optim.SGD([{"params": params[:1]}, {"params": params[1:]}], lr=0.1, backend=backend).zero_grad()
+    assert all(parameter.grad is None for parameter in params)
+
+
+MAKERS: list[Callable[..., optim.Optimizer]] = [
+    lambda params, backend: optim.SGD(params, lr=0.1, momentum=0.9, backend=backend),
+    lambda params, backend: optim.SGD(params, lr=0.1, backend=backend),
+    lambda params, backend: optim.AdamW([{"params": params[:2]}, {"params": params[2:]}], backend=backend),
+]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_state_that_is_loaded_goes_on_bit_for_bit(backend, make: Any) -> None:
+    whole, rest = parameters(backend), parameters(backend)
+    a, b = make(whole, backend), make(rest, backend)
+    for step in range(3):
+        give(backend, whole, step)
+        a.step()
+    for old, new in zip(whole, rest, strict=True):
+        new.value[...] = old.value
+    state = a.state_dict()
+    b.load_state_dict(state)
+    for value in state.values():  # a copy: what happens to it later is nobody's concern
+        value[...] = 0
+    for step in range(3, 6):
+        for params, optimizer in ((whole, a), (rest, b)):
+            give(backend, params, step)
+            optimizer.step()
+    assert all(old.value.tobytes() == new.value.tobytes() for old, new in zip(whole, rest, strict=True))
+    assert b.steps == 6
+
+
+def test_the_state_has_names_and_a_count(backend) -> None:
+    params = parameters(backend)
+    adam = optim.Adam([{"params": params[:1]}, {"params": params[1:]}], backend=backend)
+    state = adam.state_dict()
+    slots = {f"{p}.{slot}" for p in ("0.0", "1.0", "1.1") for slot in ("first_moment", "second_moment", "updates")}
+    assert set(state) == {"steps"} | slots
+    assert (state["steps"].shape, state["steps"].dtype) == ((), np.int64)
+    assert state["1.1.first_moment"].shape == params[2].shape
+
+
+def test_another_optimizers_state_is_refused_and_nothing_changes(backend) -> None:
+    params = parameters(backend)
+    adam = optim.Adam(params, backend=backend)
+    give(backend, params, 0)
+    adam.step()
+    before = adam.state_dict()
+    sgd = optim.SGD(params, lr=0.1, momentum=0.9, backend=backend).state_dict()
+    short = {name: value for name, value in before.items() if name != "2.1"} | {"0.1.first_moment": np.zeros(5)}
+    for wrong, named in ((sgd, "0.0.first_moment"), (short, "0.1.first_moment"), ({}, "steps")):
+        with pytest.raises(ValueError, match=rf"the state does not fit this Adam: .*{re.escape(named)}"):
+            adam.load_state_dict(wrong)
+    after = adam.state_dict()
+    assert all(np.array_equal(after[name], before[name]) for name in before)
+
+
+def test_a_state_of_no_real_numbers_is_refused_and_nothing_changes(backend) -> None:
+    params = parameters(backend)
+    adam = optim.Adam(params, backend=backend)
+    before = adam.state_dict()
+    wrong = {name: value + 1 for name, value in before.items()} | {"0.1.second_moment": np.array(list("abcd"))}
+    with pytest.raises(ValueError, match=r"0\.1\.second_moment"):
+        adam.load_state_dict(wrong)
+    after = adam.state_dict()
+    assert all(np.array_equal(after[name], before[name]) for name in before)
+
+
+def test_bad_options_are_named(backend) -> None:
+    params = parameters(backend)
+    for name in ("lr", "weight_decay", "momentum"):
+        for value in (-0.1, float("nan"), float("inf")):
+            with pytest.raises(ValueError, match=rf"SGD: {name} must be 0 or more and finite, got {value}"):
+                optim.SGD(params, **{"lr": 0.1, name: value}, backend=backend)
+    with pytest.raises(ValueError, match="AdamW: eps must be 0 or more and finite, got -1"):
+        optim.AdamW(params, eps=-1, backend=backend)
+    with pytest.raises(ValueError, match="SGD: nesterov needs a momentum greater than 0"):
+        optim.SGD(params, lr=0.1, nesterov=True, backend=backend)
+    with pytest.raises(ValueError, match=r"AdamW: betas must be at least 0 and less than 1, got \(0.9, 1.0\)"):
+        optim.AdamW(params, betas=(0.9, 1.0), backend=backend)
+    with pytest.raises(ValueError, match="SGD: unknown option 'learning_rate' in a parameter group"):
+        optim.SGD([{"params": params, "learning_rate": 0.1}], lr=0.1, backend=backend)
+    with pytest.raises(ValueError, match="SGD: lr must be 0 or more and finite, got -1"):
+        optim.SGD([{"params": params, "lr": -1}], lr=0.1, backend=backend)
+    for nothing in ([], iter(())):
+        with pytest.raises(ValueError, match="Adam: no parameters to optimize"):
+            optim.Adam(nothing, backend=backend)
+
+
+def test_a_groups_bad_betas_are_named(backend) -> None:
+    with pytest.raises(ValueError, match=r"got \(1.5, 0.9\)"):
+        optim.Adam([{"params": parameters(backend), "betas": (1.5, 0.9)}], backend=backend)
+
+
+def test_a_parameter_given_twice_is_refused(backend) -> None:
+    params = parameters(backend)
+    with pytest.raises(ValueError, match="twice"):
+        optim.SGD([{"params": params}, {"params": params[:1]}], lr=0.1, backend=backend)
+
+
+def test_a_model_in_the_place_of_its_parameters_is_refused(backend) -> None:
+    model = nn.Sequential(nn.Linear(2, 3, device=backend))
+    with pytest.raises(TypeError, match=r"SGD: .*parameters\(\)"):
+        optim.SGD(model, lr=0.1, backend=backend)
+
+
+def test_parameters_may_come_from_a_generator(backend) -> None:
+    model = nn.Sequential(nn.Linear(2, 3, device=backend), nn.Linear(3, 1, device=backend))
+    assert len(optim.SGD(model.parameters(), lr=0.1, backend=backend).groups[0]["params"]) == 4
+    groups = [{"params": layer.parameters()} for layer in model]
+    assert [len(g["params"]) for g in optim.SGD(groups, lr=0.1, backend=backend).groups] == [2, 2]
