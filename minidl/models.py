@@ -17,9 +17,9 @@ from minidl.nn import (
 
 
 def small_cnn(image_shape: tuple[int, int, int], classes: int, bn: bool = True) -> Sequential:
-    """Three 3x3 convolutions (32, 32, 64 channels), each with batch normalization and ReLU, and a linear classifier.
+    """Four 3x3 convolutions (32, 32, 64, 64 channels), each with batch normalization and ReLU, and a linear classifier.
 
-    A 2x2 max-pool follows the second and the third convolution. With `bn=False` the convolutions have biases instead.
+    A 2x2 max-pool follows the second and the fourth convolution. With `bn=False` the convolutions have biases instead.
 
     Args:
         image_shape: (height, width, channels); height and width at least 4.
@@ -30,7 +30,8 @@ def small_cnn(image_shape: tuple[int, int, int], classes: int, bn: bool = True) 
     if height < 4 or width < 4:
         raise ConfigError(f"small-cnn needs images of at least 4x4 pixels, got {height}x{width}")
     layers: dict[str, Module] = {}
-    for i, (c_in, c_out, pool) in enumerate(((channels, 32, False), (32, 32, True), (32, 64, True)), start=1):
+    plan = ((channels, 32, False), (32, 32, True), (32, 64, False), (64, 64, True))
+    for i, (c_in, c_out, pool) in enumerate(plan, start=1):
         layers[f"conv{i}"] = Conv2d(c_in, c_out, 3, padding=1, bias=not bn)  # a bias before normalization is dead
         if bn:
             layers[f"bn{i}"] = BatchNorm2d(c_out)

@@ -20,7 +20,8 @@ def torch():
 
 def torch_small_cnn(torch: Any, image: tuple[int, int, int], classes: int, bn: bool) -> Any:
     model = torch.nn.Sequential()
-    for i, (c_in, c_out, pool) in enumerate(((image[2], 32, False), (32, 32, True), (32, 64, True)), start=1):
+    plan = ((image[2], 32, False), (32, 32, True), (32, 64, False), (64, 64, True))
+    for i, (c_in, c_out, pool) in enumerate(plan, start=1):
         model.add_module(f"conv{i}", torch.nn.Conv2d(c_in, c_out, 3, padding=1, bias=not bn))
         if bn:
             model.add_module(f"bn{i}", torch.nn.BatchNorm2d(c_out))
@@ -91,7 +92,7 @@ def test_small_cnn_trains_as_pytorchs_does(torch, batches, bn: bool, fused: bool
     """Float64 on both sides: nothing but rounding, which a step multiplies, lies between the two."""
     model, twin = pair_of(torch, bn, torch.float32)
     if fused:
-        assert len(nn.fuse(model)) == (3 if bn else 0)
+        assert len(nn.fuse(model)) == (4 if bn else 0)
     ours, theirs = train(model.to("reference"), batches), torch_train(torch, twin.double(), batches)
     for step, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
         assert mine.keys() == other.keys()
@@ -102,12 +103,12 @@ def test_small_cnn_trains_as_pytorchs_does(torch, batches, bn: bool, fused: bool
 
 @pytest.mark.parametrize("bn", [True, False])
 def test_small_cnn_on_the_cpu_is_as_exact_as_pytorch_in_float32(torch, batches, bn: bool) -> None:
-    """What float32 costs through eleven layers is what it costs an independent implementation of the same steps.
+    """What float32 costs through fourteen layers is what it costs an independent implementation of the same steps.
 
     Both are held against the same steps in float64. Ours may be off by eight times as much as PyTorch's, in each
     array's largest element: both sum in orders that depend on the BLAS at hand, and 2.6 times were seen. Half a unit of
-    the largest element is what the result alone rounds by; a mean is summed from numbers that are larger than it by the
-    deviation.
+    the largest element is what the result alone rounds by; a mean is that of numbers which are larger than it by the
+    deviation, and is kept as an element and a rest.
     """
     model, twin = pair_of(torch, bn, torch.float32)
     exact = torch_train(torch, pair_of(torch, bn, torch.float32)[1].double(), batches)
@@ -115,7 +116,10 @@ def test_small_cnn_on_the_cpu_is_as_exact_as_pytorch_in_float32(torch, batches, 
     for step, (mine, other, right) in enumerate(zip(ours, theirs, exact, strict=True)):
         assert mine.keys() == right.keys()
         for name, value in mine.items():
-            floor = 2.0**-24 * np.abs(right[name]).max()
+            scale = np.abs(right[name]).max()
+            if name.endswith("running_mean"):
+                scale += np.sqrt(right[name.replace("mean", "var")].max())
+            floor = 2.0**-24 * scale
             cost = np.abs(other[name] - right[name]).max() + floor
             error = np.abs(value - right[name]).max()
             assert error <= 8 * cost, f"{name} at step {step}: {error:.3g}, PyTorch {cost:.3g}"
@@ -124,10 +128,10 @@ def test_small_cnn_on_the_cpu_is_as_exact_as_pytorch_in_float32(torch, batches, 
 @pytest.mark.parametrize(
     ("image", "classes", "bn", "count"),
     [
-        # weights of the convolutions, gamma and beta of 128 channels, the classifier
-        ((8, 8, 1), 10, True, 9 * (1 * 32 + 32 * 32 + 32 * 64) + 2 * 128 + 2 * 2 * 64 * 10 + 10),
-        ((28, 28, 1), 10, True, 9 * (1 * 32 + 32 * 32 + 32 * 64) + 2 * 128 + 7 * 7 * 64 * 10 + 10),
-        ((8, 8, 3), 7, False, 9 * (3 * 32 + 32 * 32 + 32 * 64) + 128 + 2 * 2 * 64 * 7 + 7),
+        # weights of the convolutions, gamma and beta of 192 channels, the classifier
+        ((8, 8, 1), 10, True, 9 * (1 * 32 + 32 * 32 + 32 * 64 + 64 * 64) + 2 * 192 + 2 * 2 * 64 * 10 + 10),
+        ((28, 28, 1), 10, True, 9 * (1 * 32 + 32 * 32 + 32 * 64 + 64 * 64) + 2 * 192 + 7 * 7 * 64 * 10 + 10),
+        ((8, 8, 3), 7, False, 9 * (3 * 32 + 32 * 32 + 32 * 64 + 64 * 64) + 192 + 2 * 2 * 64 * 7 + 7),
     ],
 )
 def test_small_cnn_has_the_parameters_it_says(image: Any, classes: int, bn: bool, count: int) -> None:
@@ -140,7 +144,8 @@ def test_small_cnn_has_the_parameters_it_says(image: Any, classes: int, bn: bool
 def test_layers_of_small_cnn_are_in_the_usual_order() -> None:
     names = [name for name, _ in models.build("small-cnn", (8, 8, 1), 10).children()]
     assert names == [
-        *("conv1", "bn1", "relu1", "conv2", "bn2", "relu2", "pool2", "conv3", "bn3", "relu3", "pool3", "flatten", "fc")
+        *("conv1", "bn1", "relu1", "conv2", "bn2", "relu2", "pool2", "conv3", "bn3", "relu3"),
+        *("conv4", "bn4", "relu4", "pool4", "flatten", "fc"),
     ]
 
 

@@ -27,7 +27,10 @@ def _create(name: str, threads: int | None) -> Backend:
     if name == "cpu":
         from minidl.backends.cpu import CpuBackend
 
-        return CpuBackend(threads)
+        try:
+            return CpuBackend(threads)
+        except RuntimeError as error:  # the system has its own limit
+            raise DeviceError(f"--threads {threads}: that many threads cannot be had here ({error})") from None
     if name == "reference":
         from minidl.backends.reference import ReferenceBackend
 

@@ -1,6 +1,7 @@
 """`minidl train`."""
 
 import json
+import shlex
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -88,7 +89,9 @@ def command(
     if as_json:
         click.echo(json.dumps(summary))
     if session.stopped is not None:
-        click.echo(f"stopped; go on with: python -m minidl train --resume {session.run.path}", err=True)
+        if not session.complete:
+            path = shlex.quote(str(session.run.path))
+            click.echo(f"stopped; go on with: python -m minidl train --resume {path}", err=True)
         ctx.exit(128 + signal.Signals(session.stopped))
 
 

@@ -7,12 +7,13 @@ file; it means that the recipe for the data set and optimizer decides.
 import difflib
 import json
 import reprlib
-import sys
 import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
+
+import numpy as np
 
 from minidl import schedule
 from minidl.errors import ConfigError
@@ -36,7 +37,7 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float | None = None
     label_smoothing: float = 0.0
-    schedule: str = "one-cycle"
+    schedule: str = "cosine"
     augment: bool = True
     device: str = "auto"
     seed: int = 0
@@ -90,8 +91,12 @@ def validate(config: TrainConfig) -> None:
         value = getattr(config, field.name)
         problem = _problem(field.name, value)
         if problem:
-            flag = "no-" + field.name if _KINDS[field.name] is bool else field.name.replace("_", "-")
-            raise ConfigError(f"--{flag} {problem}")
+            raise ConfigError(f"{flag(field.name)} {problem}")
+
+
+def flag(name: str) -> str:
+    """The option of the command line that sets a field; of a switch, the form that turns it off."""
+    return "--" + ("no-" if _KINDS[name] is bool else "") + name.replace("_", "-")
 
 
 # What each field may be: its type from the annotation, and a range or a list of names.
@@ -99,7 +104,7 @@ def validate(config: TrainConfig) -> None:
 _HINTS = get_type_hints(TrainConfig)
 _KINDS: dict[str, type] = {name: (get_args(hint) or (hint,))[0] for name, hint in _HINTS.items()}
 _OPTIONAL = {name for name, hint in _HINTS.items() if type(None) in get_args(hint)}
-_MAX_FLOAT = sys.float_info.max  # not infinity: TOML can spell an integer that no float holds
+_MAX_FLOAT = float(np.finfo(np.float32).max)  # what the arithmetic can hold
 _TYPE_WORDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 _COUNT: tuple[Callable[[Any], bool], str] = (lambda v: v >= 1, "a whole number of at least 1")
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {

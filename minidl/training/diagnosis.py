@@ -20,8 +20,10 @@ def first_nonfinite(model: Module, x: Array = None) -> str | None:
     """
     finite = model.backend.all_finite
     for path, module in model.named_modules():
-        arrays = [(name, parameter.value) for name, parameter in module._parameters.items()]
-        for name, array in [*arrays, *module._buffers.items()]:
+        arrays = {name: parameter.value for name, parameter in module._parameters.items()}
+        if x is None:  # otherwise the forward pass that failed has spoiled the running statistics already
+            arrays |= module._buffers
+        for name, array in arrays.items():
             if not finite(array):
                 return f"{name} of {_title(path, module)}, after the last update"
     if x is None:
@@ -30,8 +32,7 @@ def first_nonfinite(model: Module, x: Array = None) -> str | None:
         return "the input images"
     with unfused(model), contextlib.ExitStack() as watches:
         for path, module in model.named_modules():
-            if not any(module.children()):
-                watches.enter_context(_watched(path, module))
+            watches.enter_context(_watched(path, module))
         try:
             model.forward(x)
         except _FoundError as found:

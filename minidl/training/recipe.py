@@ -18,10 +18,10 @@ class Recipe:
 
 
 RECIPES = {
-    "digits": Recipe(epochs=12, batch_size=64, sgd=(0.1, 5e-4), adam=(5e-3, 1e-2)),
-    "mnist": Recipe(epochs=10, batch_size=128, sgd=(0.1, 5e-4), adam=(3e-3, 1e-2)),
-    "fashion-mnist": Recipe(epochs=15, batch_size=128, sgd=(0.1, 5e-4), adam=(3e-3, 1e-2)),
-    "cifar10": Recipe(epochs=30, batch_size=128, sgd=(0.1, 5e-4), adam=(3e-3, 1e-2)),
+    "digits": Recipe(epochs=12, batch_size=64, sgd=(0.05, 5e-4), adam=(5e-3, 1e-2)),
+    "mnist": Recipe(epochs=10, batch_size=128, sgd=(0.05, 5e-4), adam=(3e-3, 1e-2)),
+    "fashion-mnist": Recipe(epochs=15, batch_size=128, sgd=(0.05, 5e-4), adam=(3e-3, 1e-2)),
+    "cifar10": Recipe(epochs=30, batch_size=128, sgd=(0.05, 5e-4), adam=(3e-3, 1e-2)),
 }
 OTHER = Recipe(epochs=20, batch_size=64, sgd=(0.05, 5e-4), adam=(1e-3, 1e-2))
 

@@ -196,8 +196,9 @@ def latest(parent: str | Path) -> RunFolder:
         runs = [(p / "config.toml", p) for p in parent.iterdir() if _is_run(p)]
         return RunFolder(max((c.stat().st_mtime_ns, _number(p.name), p.name, p) for c, p in runs)[-1])
     except (OSError, ValueError):  # ValueError: max of nothing, or a NUL byte
+        out = "" if str(parent) == "runs" else f" --out {_shown(parent)}"
         raise ConfigError(
-            f"{_shown(parent)}: there is no run in this folder; train first: python -m minidl train"
+            f"{_shown(parent)}: there is no run in this folder; train first: python -m minidl train{out}"
         ) from None
 
 

@@ -38,7 +38,7 @@ def load_model(path: str | Path, backend: Backend, which: str = "best") -> Saved
             file = run.checkpoints / checkpoint.LAST
     saved = checkpoint.load(file)
     try:
-        spec = saved.metadata["model"]
+        spec, _, _ = (saved.metadata[part] for part in ("model", "data", "config"))
         height, width, channels = spec["image_shape"]
         model = models.build(spec["name"], (height, width, channels), spec["classes"], bn=spec["bn"])
         weights = {k.removeprefix("model."): v for k, v in saved.tensors.items() if k.startswith("model.")}

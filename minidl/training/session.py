@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import re
+import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -16,7 +18,7 @@ from minidl.data import Dataset, Loader, load
 from minidl.errors import CheckpointError, ConfigError, NonFiniteError
 from minidl.nn import Conv2d, Linear, fuse, manual_seed
 from minidl.training import checkpoint
-from minidl.training.config import TrainConfig, validate, write_config
+from minidl.training.config import TrainConfig, flag, load_config, validate, write_config
 from minidl.training.curves import draw_curves
 from minidl.training.recipe import resolve
 from minidl.training.runs import RunFolder
@@ -202,12 +204,21 @@ def begin(config: TrainConfig, out: str | Path, reporter: Reporter) -> Session:
     dataset = load(config.data, config.data_dir)
     config = resolve(config, dataset)
     models.build(config.model, dataset.image_shape, dataset.classes, bn=config.bn)  # refused before a folder is made
-    run = RunFolder.create(out, f"{dataset.name}-{config.model}")
-    session = Session(config, run, dataset, backend)
-    write_config(run.config, config)
-    run.write_environment()
-    session._save(checkpoint.LAST)  # so that there is always one to go back to, and a full disk is found now
+    run = RunFolder.create(out, f"{_file_name(dataset.name)}-{config.model}")
+    try:
+        session = Session(config, run, dataset, backend)
+        write_config(run.config, config)
+        run.write_environment()
+        session._save(checkpoint.LAST)  # so that there is always one to go back to, and a full disk is found now
+    except BaseException:
+        shutil.rmtree(run.path, ignore_errors=True)
+        raise
     return session
+
+
+def _file_name(name: str) -> str:
+    """What a run's folder is called after a data set of any name."""
+    return re.sub(r"[^\w.+-]+", "_", name).lstrip(".+-") or "data"
 
 
 def resume(path: str | Path, changes: Mapping[str, Any], reporter: Reporter) -> Session:
@@ -231,11 +242,18 @@ def resume(path: str | Path, changes: Mapping[str, Any], reporter: Reporter) -> 
         old = getattr(before, name)
         if name not in CHANGEABLE and value != old:
             raise ConfigError(
-                f"--{name.replace('_', '-')} is {old} in {run.path} and cannot become {value} there; "
+                f"{flag(name)} is {old} in {run.path} and cannot become {value} there; "
                 "start a new run, or leave the option out"
             )
-    config = replace(before, max_steps=None, **{name: changes[name] for name in CHANGEABLE if name in changes})
+    _require_same_run(run, before)
+    config = replace(before, **{"max_steps": None} | {name: changes[name] for name in CHANGEABLE if name in changes})
     validate(config)
+    finished = counters["progress"]["epoch"]
+    if finished >= _known(config.epochs):
+        raise ConfigError(
+            f"{run.path} has done {finished} epochs and is complete at --epochs {config.epochs}; "
+            "give a larger number to go on"
+        )
     if config.epochs != before.epochs and config.schedule != "constant":
         reporter.note(f"the {config.schedule} schedule now spans {config.epochs} epochs instead of {before.epochs}")
     backend = _device(config, reporter)
@@ -250,12 +268,20 @@ def resume(path: str | Path, changes: Mapping[str, Any], reporter: Reporter) -> 
         session.trainer.restore(saved.tensors, counters)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{run.checkpoints}: the checkpoint is of another model: {error}") from None
-    if session.complete:
-        raise ConfigError(f"{run.path} is complete ({config.epochs} epochs); give --epochs a larger number to go on")
     run.truncate_metrics(session.trainer.progress.epoch)
     write_config(run.config, config)
     reporter.note(f"resumed {run.path} after step {session.trainer.progress.step}")
     return session
+
+
+def _require_same_run(run: RunFolder, saved: TrainConfig) -> None:
+    """Raise CheckpointError unless the checkpoint's configuration is that of the folder it lies in."""
+    for name, value in load_config(run.config).items():
+        if name not in CHANGEABLE and getattr(saved, name) != value:
+            raise CheckpointError(
+                f"{run.checkpoints}: the checkpoint is of another run than {run.config.name} beside it: "
+                f"{name} is {getattr(saved, name)} there and {value} here; put the right one back, or start a new run"
+            )
 
 
 def _border_mean(dataset: Dataset) -> float:
