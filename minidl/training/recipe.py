@@ -29,7 +29,7 @@ OTHER = Recipe(epochs=20, batch_size=64, sgd=(0.05, 5e-4), adam=(1e-3, 1e-2))
 def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     """`config` with every choice made.
 
-    Without batch normalization the learning rate is a tenth: at the full one, plain networks often diverge. Adam's
+    The learning rate is the same with and without batch normalization, so that --no-bn changes one thing only. Adam's
     decay is 0, as it is added to a gradient that is then rescaled; AdamW's is the recipe's.
 
     Raises:
@@ -50,6 +50,6 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
         config,
         epochs=config.epochs or recipe.epochs,
         batch_size=batch_size,
-        lr=config.lr or (lr if config.bn else lr / 10),
+        lr=config.lr or lr,
         weight_decay=decay if config.weight_decay is None else config.weight_decay,
     )
