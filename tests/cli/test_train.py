@@ -65,7 +65,7 @@ def test_a_run_in_plain_lines(train, stripes_file) -> None:
     lines = result.stdout.splitlines()
     assert lines[0] == "device: cpu, 2 threads (asked for)"
     assert lines[1] == "data: stripes, 90 training and 30 test images of 8x8x1"
-    assert lines[2] == "model: small-cnn, 28,963 parameters; sgd, one-cycle schedule, 3 epochs of 6 steps"
+    assert lines[2] == "model: small-cnn, 65,955 parameters; sgd, cosine schedule, 3 epochs of 6 steps"
     assert Path(lines[3].removeprefix("run: ")) == Path("runs", "stripes-small-cnn-001")
     assert " ".join(lines[4].split()) == "epoch train loss train acc test loss test acc images/s learning rate"
     assert [line.split()[0] for line in lines[5:8]] == ["1", "2", "3"]
@@ -114,13 +114,13 @@ def test_quiet_is_silent_and_leaves_json_alone(train) -> None:
 
 
 def test_without_batch_normalization_it_says_so(train) -> None:
-    assert "model: small-cnn without batch normalization, 28,835 parameters" in train("--no-bn").stdout
+    assert "model: small-cnn without batch normalization, 65,763 parameters" in train("--no-bn").stdout
 
 
 def test_the_defaults_are_the_digits(minidl) -> None:
     lines = minidl("train", "--max-steps", "1").stdout.splitlines()
     assert lines[1] == "data: digits, 1,437 training and 360 test images of 8x8x1"
-    assert lines[2] == "model: small-cnn, 30,762 parameters; sgd, one-cycle schedule, 12 epochs of 23 steps"
+    assert lines[2] == "model: small-cnn, 67,754 parameters; sgd, cosine schedule, 12 epochs of 23 steps"
     assert re.fullmatch(r"test accuracy \d+\.\d\d% after 1 steps \(0 of 12 epochs\) in \d+\.\d s", lines[5])
 
 

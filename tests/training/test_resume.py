@@ -144,7 +144,7 @@ def test_three_epochs_and_three_more_are_six(train) -> None:
 def test_a_schedule_over_another_number_of_epochs_is_noted(train) -> None:
     reporter = Notes()
     go_on(train(epochs=2), reporter, epochs=3)
-    assert "the one-cycle schedule now spans 3 epochs instead of 2" in reporter.notes
+    assert "the cosine schedule now spans 3 epochs instead of 2" in reporter.notes
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
