@@ -30,7 +30,6 @@ class Optimizer:
 
     Args:
         params: Parameters, or groups of them.
-        backend: Where they lie; see `Module.backend`.
         defaults: Options of the groups that do not set their own.
 
     Attributes:
@@ -41,16 +40,12 @@ class Optimizer:
 
     slots: tuple[str, ...] = ()  # names of the state arrays that a parameter has
 
-    def __init__(
-        self, params: Iterable[Parameter] | Sequence[Group], backend: Backend, defaults: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, params: Iterable[Parameter] | Sequence[Group], defaults: Mapping[str, Any]) -> None:
         if isinstance(params, Module):
             raise TypeError(f"{type(self).__name__}: params is a model; give model.parameters()")
         entries: list[Any] = list(params)
-        if not entries:
-            raise ValueError(f"{type(self).__name__}: no parameters to optimize")
-        groups = entries if isinstance(entries[0], dict) else [{"params": entries}]
-        self.backend, self.steps = backend, 0
+        groups = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
+        self.steps = 0
         self.groups: list[Group] = []
         for group in groups:
             unknown = set(group) - {"params", *defaults}
@@ -67,11 +62,19 @@ class Optimizer:
                     )
             self.groups.append(merged)
         everything = [id(parameter) for group in self.groups for parameter in group["params"]]
+        if not everything:
+            raise ValueError(f"{type(self).__name__}: no parameters to optimize")
         if len(set(everything)) != len(everything):
             raise ValueError(f"{type(self).__name__}: a parameter is given twice")
+        self.backend: Backend = next(parameter.backend for group in self.groups for parameter in group["params"])
+        if any(parameter.backend is not self.backend for group in self.groups for parameter in group["params"]):
+            raise ValueError(f"{type(self).__name__}: the parameters are on different devices; move them to one first")
         self.updates: list[list[int]] = [[0] * len(group["params"]) for group in self.groups]
         self.state: list[list[dict[str, Array]]] = [
-            [{slot: backend.zeros(parameter.shape) for slot in self.slots_of(group)} for parameter in group["params"]]
+            [
+                {slot: self.backend.zeros(parameter.shape) for slot in self.slots_of(group)}
+                for parameter in group["params"]
+            ]
             for group in self.groups
         ]
 
@@ -152,11 +155,9 @@ class SGD(Optimizer):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
-        *,
-        backend: Backend,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
-        super().__init__(params, backend, defaults)
+        super().__init__(params, defaults)
         if any(group["nesterov"] and group["momentum"] == 0 for group in self.groups):
             raise ValueError("SGD: nesterov needs a momentum greater than 0")
 
@@ -186,10 +187,8 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        *,
-        backend: Backend,
     ) -> None:
-        super().__init__(params, backend, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def update(
         self, group: Group, count: int, values: list[Array], grads: list[Array], slots: list[list[Array]]
@@ -211,7 +210,5 @@ class AdamW(Adam):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
-        *,
-        backend: Backend,
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, backend=backend)
+        super().__init__(params, lr, betas, eps, weight_decay)

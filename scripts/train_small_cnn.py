@@ -32,7 +32,7 @@ model = nn.Sequential(
 nn.fuse(model)  # batch normalization and ReLU in one pass; same results, less memory traffic
 criterion = nn.CrossEntropyLoss()
 groups = optim.decay_groups(model, weight_decay=5e-4)  # decay for weights; none for biases and normalization
-optimizer = optim.SGD(groups, LEARNING_RATE, momentum=0.9, nesterov=True, backend=backend)
+optimizer = optim.SGD(groups, LEARNING_RATE, momentum=0.9, nesterov=True)
 learning_rate = schedule.one_cycle(LEARNING_RATE, EPOCHS * len(loader))
 
 

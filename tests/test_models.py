@@ -15,7 +15,8 @@ STEPS = 4
 
 @pytest.fixture(scope="module")
 def torch():
-    return pytest.importorskip("torch", reason="PyTorch, the second opinion, is not installed")
+    reason = 'PyTorch, the second opinion, is not installed: pip install -e ".[oracle]"'
+    return pytest.importorskip("torch", reason=reason)
 
 
 def torch_small_cnn(torch: Any, image: tuple[int, int, int], classes: int, bn: bool) -> Any:
@@ -37,7 +38,7 @@ def train(model: nn.Sequential, batches: list[Any]) -> list[dict[str, np.ndarray
     """Of each step the logits and all gradients, by name, and the state that it left."""
     backend = model.backend
     loss = nn.CrossEntropyLoss(label_smoothing=0.1, device=backend)
-    sgd = optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3, backend=backend)
+    sgd = optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
     seen = []
     for images, labels in batches:
         model.zero_grad()

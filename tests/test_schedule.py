@@ -15,7 +15,8 @@ STEPS = [1, 2, 3, 4, 7, 10, 100, 1003]
 
 def torch_rates(make: Callable[[Any, Any], Any], lr: float, steps: int) -> list[float]:
     """The learning rates of `steps` steps of a scheduler that `make(torch.optim.lr_scheduler, optimizer)` returns."""
-    torch = pytest.importorskip("torch")
+    reason = 'PyTorch, the second opinion, is not installed: pip install -e ".[oracle]"'
+    torch = pytest.importorskip("torch", reason=reason)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
     scheduler = make(torch.optim.lr_scheduler, optimizer)
     rates = []

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from minidl.errors import MinidlError
+from minidl.version import __version__
 
 # Module and summary. A command is imported when it is called, so that `minidl --help` does not wait for Numba.
 COMMANDS = {
@@ -50,5 +51,6 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="minidl", message="%(prog)s %(version)s")
 def main() -> None:
-    """Batch Normalization from the kernel up: train small networks, study kernels, test GPU against CPU."""
+    """Batch Normalization from the kernel up: train small networks, with and without it."""

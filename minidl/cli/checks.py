@@ -220,7 +220,7 @@ def _losses_around_a_step(device: str) -> tuple[float, float]:
     model = models.build("small-cnn", digits.image_shape, digits.classes).to(backend)
     nn.fuse(model)
     criterion = nn.CrossEntropyLoss(device=backend)
-    optimizer = optim.SGD(model.parameters(), lr=0.01, backend=backend)
+    optimizer = optim.SGD(model.parameters(), lr=0.01)
     before = float(criterion(model(x), targets))
     model.backward(criterion.backward())
     optimizer.step()

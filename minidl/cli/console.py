@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from minidl.cli import layout
 from minidl.training import Session
 from minidl.training.trainer import Row
 
@@ -83,10 +84,10 @@ class ConsoleReporter:
             f" of {'x'.join(map(str, dataset.image_shape))}"
         )
         model = config.model if config.bn else f"{config.model} without batch normalization"
-        steps = len(session.trainer.loader)
+        epochs, steps = layout.count(session.config.epochs or 0, "epoch"), len(session.trainer.loader)
         self.line(
             f"model: {model}, {session.parameters:,} parameters; "
-            f"{config.optimizer}, {config.schedule} schedule, {config.epochs} epochs of {steps} steps"
+            f"{config.optimizer}, {config.schedule} schedule, {epochs} of {layout.count(steps, 'step')}"
         )
         self.line(f"run: {session.run.path}")
         self.line(HEADER)

@@ -1,15 +1,16 @@
 """`minidl eval`."""
 
 import json
+from typing import Any
 
 import click
 import numpy as np
 
 from minidl.backends import choose
-from minidl.cli import options
+from minidl.cli import layout, options
 from minidl.data import load
 from minidl.errors import ConfigError
-from minidl.training import ImageSource, evaluate, load_model
+from minidl.training import ImageSource, checkpoint, evaluate, load_model
 from minidl.training.runs import latest
 
 
@@ -58,11 +59,31 @@ def command(
     source = ImageSource(images, labels, np.array(trained["mean"]), np.array(trained["std"]), choice.backend)
     result = evaluate(model, source, batch_size)
     if as_json:
-        summary = {"run": path, "checkpoint": str(file), "data": dataset.name, "split": split, "images": len(source)}
+        epoch, _ = _progress(metadata)
+        summary = {"run": path, "checkpoint": str(file), "epoch": epoch, "data": dataset.name, "split": split}
+        summary |= {"images": len(source)}
         click.echo(json.dumps(summary | {"device": choice.backend.name, **result._asdict()}))
         return
     click.echo(f"device: {choice.backend.describe()} ({choice.why})")
     click.echo(
-        f"{file}: {dataset.name} {split}, {len(source):,} images: "
+        f"{file}{_origin(file.name, metadata)}: {dataset.name} {split}, {len(source):,} images: "
         f"loss {result.loss:.4f}, accuracy {result.accuracy:.2%}"
     )
+
+
+def _progress(metadata: dict[str, Any]) -> tuple[int | None, int]:
+    """How many epochs the checkpoint's model was trained for, None if it does not say, and steps of the next one."""
+    try:
+        progress = metadata["counters"]["progress"]
+        return progress["epoch"], progress["batch"]
+    except (KeyError, TypeError):
+        return None, 0
+
+
+def _origin(name: str, metadata: dict[str, Any]) -> str:
+    epoch, steps = _progress(metadata)
+    if epoch is None:
+        return ""
+    if name == checkpoint.BEST:
+        return f" (epoch {epoch}, the best by test accuracy)"
+    return f" ({layout.count(steps, 'step')} after epoch {epoch})" if steps else f" (epoch {epoch})"

@@ -1,4 +1,4 @@
-"""How commands set out text: tables with aligned columns, and paragraphs that fit the terminal."""
+"""How commands set out text: counted things, tables with aligned columns, paragraphs that fit the terminal."""
 
 import shutil
 import sys
@@ -6,6 +6,11 @@ import textwrap
 from collections.abc import Sequence
 
 import click
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """A number and what it counts: 1 epoch, 2 epochs."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def table(rows: Sequence[Sequence[str]], align: str) -> list[str]:

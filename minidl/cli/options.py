@@ -6,7 +6,9 @@ from minidl.backends import DEVICES
 
 data_dir = click.option("--data-dir", metavar="DIR", help="Where data sets lie.  [default: $MINIDL_DATA]")
 device = click.option(
-    "--device", type=click.Choice(DEVICES), help="auto takes a GPU where one can be used.  [default: auto]"
+    "--device",
+    type=click.Choice(DEVICES),
+    help="auto takes a GPU where one can be used; this version has none.  [default: auto]",
 )
 threads = click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads.  [default: all cores]")
 out = click.option("--out", metavar="DIR", default="runs", show_default=True, help="Folder of the runs.")

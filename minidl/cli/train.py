@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from minidl.cli import options
+from minidl.cli import layout, options
 from minidl.cli.console import ConsoleReporter
 from minidl.models import MODELS
 from minidl.schedule import NAMES as SCHEDULES
@@ -18,6 +18,7 @@ from minidl.training.config import OPTIMIZERS, load_config
 from minidl.training.runs import latest
 
 LATEST = "latest"
+FEW_STEPS = 30  # at momentum 0.1 the statistics' first values still weigh 0.9**30 = 4 % after as many
 
 
 def _field(name: str, kind: type, metavar: str, text: str, default: object = "by data set") -> Callable[..., Any]:
@@ -96,9 +97,14 @@ def command(
 
 
 def _closing(session: Session, summary: dict[str, Any]) -> str:
-    epochs, total = summary["epochs"], session.config.epochs
-    done = f"{epochs} epochs" if summary["complete"] else f"{summary['steps']} steps ({epochs} of {total} epochs)"
+    epochs, steps = summary["epochs"], summary["steps"]
+    done = layout.count(epochs, "epoch")
+    if not summary["complete"]:
+        done = f"{layout.count(steps, 'step')} ({epochs} of {layout.count(session.config.epochs or 0, 'epoch')})"
     words = f"test accuracy {summary['test_accuracy']:.2%} after {done} in {summary['seconds']:.1f} s"
     if summary["best_epoch"] not in (None, epochs):
         words += f"; best {summary['best_test_accuracy']:.2%} (epoch {summary['best_epoch']})"
+    if summary["bn"] and steps < FEW_STEPS:
+        seen = layout.count(steps, "batch", "batches")
+        words += f"; running statistics have seen only {seen}, so test accuracy may lag"
     return words

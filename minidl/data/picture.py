@@ -20,6 +20,9 @@ from minidl.data.files import opened
 from minidl.errors import DataError
 
 MAX_PIXELS = 2**26  # a larger picture is a mistake, or an attack on the memory
+SMALL = 0.5  # of a frame's height and width; a subject that fills less of both is lost on a model
+CLEARLY = 0.25  # of the largest difference from the background: above uneven light, below the strokes' soft edges
+FAINT = 16  # of 255: a picture that differs less than that from its border has no subject
 LUMA = np.array([0.299, 0.587, 0.114])  # brightness of red, green and blue (ITU-R BT.601), as Pillow weighs them
 ORIENTATION = 0x0112  # the EXIF tag
 DRAWINGS = ("EPS", "WMF")  # not pixels but programs; Pillow hands them to other software to be drawn
@@ -117,7 +120,12 @@ def prepare(
     steps.append(polarity)
     if inverted:
         pixels = 255 - pixels
-    if np.ptp(pixels) < 1:
+    subject = _subject(picture.pixels, border)
+    filled = {"height": subject[0] / padded[0], "width": subject[1] / padded[1]}
+    larger = max(filled, key=filled.__getitem__)
+    if 0 < filled[larger] < SMALL:
+        steps[-1] += f"; its subject fills only {100 * filled[larger]:.2g}% of the frame's {larger}: crop it closer"
+    elif np.ptp(pixels) < 1:
         steps.append("blank: it has one colour everywhere")
     return Prepared(pixels * (white / 255), inverted, f"{picture.kind} -> {', '.join(steps)}")
 
@@ -160,6 +168,18 @@ def _border(pixels: NDArray[Any]) -> NDArray[np.float64]:
     """The median colour (c,) of the outermost pixels: the background, even where a stroke touches the border."""
     edges = pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]
     return np.median(np.concatenate(edges), axis=0)
+
+
+def _subject(pixels: NDArray[Any], border: NDArray[np.float64]) -> tuple[int, int]:
+    """Height and width of the box around all that differs clearly from `border`; (0, 0) where nothing does."""
+    darkest, lightest = pixels.min(axis=(0, 1)), pixels.max(axis=(0, 1))
+    largest = max((border - darkest).max(), (lightest - border).max())
+    if largest < FAINT:
+        return 0, 0
+    margin = CLEARLY * largest
+    differs = ((pixels < border - margin) | (pixels > border + margin)).any(axis=-1)
+    rows, columns = (np.flatnonzero(differs.any(axis=axis)) for axis in (1, 0))
+    return int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
 
 
 def _area_means(

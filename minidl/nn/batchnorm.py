@@ -50,8 +50,8 @@ class BatchNorm(Module):
         self.weight: Parameter | None = None
         self.bias: Parameter | None = None
         if affine:
-            self.weight = Parameter(self.backend.array(np.ones(num_features)), decay=False)
-            self.bias = Parameter(self.backend.array(np.zeros(num_features)), decay=False)
+            self.weight = Parameter(self.backend, np.ones(num_features), decay=False)
+            self.bias = Parameter(self.backend, np.zeros(num_features), decay=False)
         self.running_mean: Array = None
         self.running_var: Array = None
         self.num_batches_tracked = 0
@@ -105,8 +105,8 @@ class BatchNorm(Module):
         with contextlib.ExitStack() as gradients:
             dgamma = dbeta = None
             if self.weight is not None and self.bias is not None:
-                dgamma = gradients.enter_context(self.weight.gradient(self.backend))
-                dbeta = gradients.enter_context(self.bias.gradient(self.backend))
+                dgamma = gradients.enter_context(self.weight.gradient())
+                dbeta = gradients.enter_context(self.bias.gradient())
             self.backend.batchnorm_backward(
                 x, dy, statistics, *self._affine(), dx, dgamma, dbeta, training=of_batch, relu=relu
             )

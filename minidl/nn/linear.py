@@ -38,10 +38,10 @@ class Conv2d(Module):
         fan_in = kh * kw * in_channels
         # Drawn in PyTorch's layout, so that a permutation of axes is all that lies between the two.
         weight = uniform_by_fan_in((out_channels, in_channels, kh, kw), fan_in).transpose(2, 3, 1, 0)
-        self.weight = Parameter(self.backend.array(weight), decay=True, axes=(3, 2, 0, 1))
+        self.weight = Parameter(self.backend, weight, decay=True, axes=(3, 2, 0, 1))
         self.bias: Parameter | None = None
         if bias:
-            self.bias = Parameter(self.backend.array(uniform_by_fan_in((out_channels,), fan_in)), decay=False)
+            self.bias = Parameter(self.backend, uniform_by_fan_in((out_channels,), fan_in), decay=False)
         self.input_gradient = True
 
     def output_shape(self, x_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -63,10 +63,10 @@ class Conv2d(Module):
         """See `Module.backward`."""
         (x,) = self.kept()
         dy = self.accept_gradient(dy, self.output_shape(x.shape))
-        with self.weight.gradient(self.backend) as dw:
+        with self.weight.gradient() as dw:
             self.backend.conv2d_backward_weight(x, dy, dw, self.stride, self.padding)
         if self.bias is not None:
-            with self.bias.gradient(self.backend) as db:
+            with self.bias.gradient() as db:
                 self.backend.bias_backward(dy, db)
         if not self.input_gradient:
             return None
@@ -95,10 +95,10 @@ class Linear(Module):
         _positive(self, in_features=in_features, out_features=out_features)
         self.in_features, self.out_features = in_features, out_features
         weight = uniform_by_fan_in((out_features, in_features), in_features)
-        self.weight = Parameter(self.backend.array(weight), decay=True)
+        self.weight = Parameter(self.backend, weight, decay=True)
         self.bias: Parameter | None = None
         if bias:
-            self.bias = Parameter(self.backend.array(uniform_by_fan_in((out_features,), in_features)), decay=False)
+            self.bias = Parameter(self.backend, uniform_by_fan_in((out_features,), in_features), decay=False)
         self.input_gradient = True
 
     def forward(self, x: Array) -> Array:
@@ -113,10 +113,10 @@ class Linear(Module):
         """See `Module.backward`."""
         (x,) = self.kept()
         dy = self.accept_gradient(dy, (x.shape[0], self.out_features))
-        with self.weight.gradient(self.backend) as dw:
+        with self.weight.gradient() as dw:
             self.backend.linear_backward_weight(x, dy, dw)
         if self.bias is not None:
-            with self.bias.gradient(self.backend) as db:
+            with self.bias.gradient() as db:
                 self.backend.bias_backward(dy, db)
         if not self.input_gradient:
             return None

@@ -14,15 +14,22 @@ from minidl.backends import Array, Backend, get_backend
 class Parameter:
     """An array that training changes, and its gradient.
 
-    Attributes:
-        value: On the layer's device, in the layout the operations want.
-        grad: Like value. None until a backward pass has written it; further passes add to it until `zero_grad`.
+    Args:
+        backend: The device it lies on.
+        value: Its first value, a NumPy array.
         decay: Whether weight decay is meant for it: true for weights, false for biases and normalization.
         axes: How value's axes are permuted to give PyTorch's layout, or None where the two agree.
+
+    Attributes:
+        value: The array on the device, in the layout the operations want.
+        grad: Like value. None until a backward pass has written it; further passes add to it until `zero_grad`.
     """
 
-    def __init__(self, value: Array, *, decay: bool, axes: tuple[int, ...] | None = None) -> None:
-        self.value = value
+    def __init__(
+        self, backend: Backend, value: np.ndarray, *, decay: bool, axes: tuple[int, ...] | None = None
+    ) -> None:
+        self.backend = backend
+        self.value: Array = backend.array(value)
         self.grad: Array | None = None
         self.decay = decay
         self.axes = axes
@@ -37,29 +44,34 @@ class Parameter:
         self.grad = None
 
     @contextlib.contextmanager
-    def gradient(self, backend: Backend) -> Iterator[Array]:
+    def gradient(self) -> Iterator[Array]:
         """Where a backward pass writes its gradient; a second pass before `zero_grad` is added to the first."""
-        fresh = backend.empty(self.shape)
+        fresh = self.backend.empty(self.shape)
         yield fresh
         if self.grad is None:
             self.grad = fresh
         else:
-            backend.add(self.grad, fresh, self.grad)
+            self.backend.add(self.grad, fresh, self.grad)
 
-    def state(self, backend: Backend) -> np.ndarray:
+    def to(self, backend: Backend) -> None:
+        """Move to another device; the gradient is forgotten."""
+        self.value = backend.array(self.backend.numpy(self.value))
+        self.backend, self.grad = backend, None
+
+    def state(self) -> np.ndarray:
         """The value as a NumPy array in PyTorch's layout."""
-        host = backend.numpy(self.value)
+        host = self.backend.numpy(self.value)
         return host if self.axes is None else np.array(host.transpose(self.axes), order="C")
 
     def state_shape(self) -> tuple[int, ...]:
         """The shape that `state` has."""
         return self.shape if self.axes is None else tuple(self.shape[axis] for axis in self.axes)
 
-    def load(self, backend: Backend, host: np.ndarray) -> None:
+    def load(self, host: np.ndarray) -> None:
         """The inverse of `state`."""
         if self.axes is not None:
             host = host.transpose(np.argsort(self.axes))
-        backend.copy(backend.array(host), self.value)
+        self.backend.copy(self.backend.array(host), self.value)
 
 
 class Mismatch(NamedTuple):
@@ -192,8 +204,7 @@ class Module:
         for _, module in self.named_modules():
             source = module.backend
             for parameter in module._parameters.values():
-                parameter.value = target.array(source.numpy(parameter.value))
-                parameter.grad = None
+                parameter.to(target)
             for name, buffer in module._buffers.items():
                 module.register_buffer(name, target.array(source.numpy(buffer)))
             module.backend, module._kept = target, None
@@ -238,7 +249,7 @@ class Module:
 
     def own_state(self) -> dict[str, np.ndarray]:
         """This module's part of `state_dict`, without its children's."""
-        state = {name: parameter.state(self.backend) for name, parameter in self._parameters.items()}
+        state = {name: parameter.state() for name, parameter in self._parameters.items()}
         state.update({name: self.backend.numpy(buffer) for name, buffer in self._buffers.items()})
         return state
 
@@ -252,7 +263,7 @@ class Module:
         """Take this module's part; names that are not there keep what they hold."""
         for name, value in state.items():
             if name in self._parameters:
-                self._parameters[name].load(self.backend, value)
+                self._parameters[name].load(value)
             elif name in self._buffers:
                 self.backend.copy(self.backend.array(value), self._buffers[name])
 

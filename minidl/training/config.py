@@ -19,6 +19,7 @@ from minidl import schedule
 from minidl.errors import ConfigError
 from minidl.training.atomic import write_atomically
 
+REPEATS = "minidl train --config THIS_FILE repeats this run."
 OPTIMIZERS = ("sgd", "adam", "adamw")
 
 
@@ -68,13 +69,15 @@ def load_config(path: str | Path) -> dict[str, Any]:
     return {key: _checked(path, key, value) for key, value in values.items()}
 
 
-def write_config(path: str | Path, config: TrainConfig) -> None:
+def write_config(path: str | Path, config: TrainConfig, remark: str = REPEATS) -> None:
     """Write `config` as a TOML file from which `load_config` gives back every field that is not None.
+
+    `remark` is the comment at its head.
 
     Raises:
         ConfigError: The file cannot be written, or a text in `config` cannot be in TOML (it is not valid Unicode).
     """
-    lines = ["# minidl train --config THIS_FILE repeats this run."]
+    lines = [f"# {remark}"]
     for field in fields(config):
         value = getattr(config, field.name)
         if value is not None:

@@ -102,7 +102,9 @@ class Session:
         self.run.write_summary(summary)
         rows = self.run.read_metrics()
         if rows:
-            draw_curves(rows, self.run.curves)
+            bn = "" if self.config.bn else " without batch normalization"
+            title = f"{self.dataset.name}, {self.config.model}{bn}, seed {self.config.seed}"
+            draw_curves(rows, self.run.curves, title)
         return summary
 
     def summary(self) -> dict[str, Any]:
@@ -117,7 +119,7 @@ class Session:
         return {
             "run": str(self.run.path),
             "device": trainer.backend.name,
-            "data": self.config.data,
+            "data": self.dataset.name,
             "model": self.config.model,
             "bn": self.config.bn,
             "epochs": progress.epoch,
@@ -202,7 +204,7 @@ def begin(config: TrainConfig, out: str | Path, reporter: Reporter) -> Session:
     validate(config)
     backend = _device(config, reporter)
     dataset = load(config.data, config.data_dir)
-    config = resolve(config, dataset)
+    config = resolve(_with_absolute_paths(config), dataset)
     models.build(config.model, dataset.image_shape, dataset.classes, bn=config.bn)  # refused before a folder is made
     run = RunFolder.create(out, f"{_file_name(dataset.name)}-{config.model}")
     try:
@@ -214,6 +216,16 @@ def begin(config: TrainConfig, out: str | Path, reporter: Reporter) -> Session:
         shutil.rmtree(run.path, ignore_errors=True)
         raise
     return session
+
+
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The run may be resumed or evaluated from another folder."""
+    data, data_dir = config.data, config.data_dir
+    if data.endswith(".npz"):
+        data = str(Path(data).expanduser().absolute())
+    if data_dir is not None:
+        data_dir = str(Path(data_dir).expanduser().absolute())
+    return replace(config, data=data, data_dir=data_dir)
 
 
 def _file_name(name: str) -> str:
@@ -251,7 +263,7 @@ def resume(path: str | Path, changes: Mapping[str, Any], reporter: Reporter) -> 
     finished = counters["progress"]["epoch"]
     if finished >= _known(config.epochs):
         raise ConfigError(
-            f"{run.path} has done {finished} epochs and is complete at --epochs {config.epochs}; "
+            f"{run.path} is complete at --epochs {config.epochs} (it has finished {finished}); "
             "give a larger number to go on"
         )
     if config.epochs != before.epochs and config.schedule != "constant":
@@ -269,7 +281,11 @@ def resume(path: str | Path, changes: Mapping[str, Any], reporter: Reporter) -> 
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{run.checkpoints}: the checkpoint is of another model: {error}") from None
     run.truncate_metrics(session.trainer.progress.epoch)
-    write_config(run.config, config)
+    if config.epochs != before.epochs:
+        remark = (
+            f"Epochs 1 to {finished} were trained with epochs = {before.epochs}: this file does not repeat the run."
+        )
+        write_config(run.config, config, remark)
     reporter.note(f"resumed {run.path} after step {session.trainer.progress.step}")
     return session
 
@@ -308,9 +324,9 @@ def _trainer(config: TrainConfig, dataset: Dataset, backend: Backend) -> Trainer
     optimizer: optim.Optimizer
     if config.optimizer == "sgd":
         momentum = config.momentum
-        optimizer = optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0, backend=backend)
+        optimizer = optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0)
     else:
-        optimizer = {"adam": optim.Adam, "adamw": optim.AdamW}[config.optimizer](groups, lr, backend=backend)
+        optimizer = {"adam": optim.Adam, "adamw": optim.AdamW}[config.optimizer](groups, lr)
     steps = epochs * len(Loader(len(dataset.train_images), batch_size, config.seed))
     return Trainer(
         model,

@@ -23,7 +23,7 @@ class Run:
         self.loss = nn.CrossEntropyLoss(label_smoothing=0.1, device=self.backend)
         options: dict[str, Any] = {"momentum": 0.9} if optimizer == "SGD" else {}
         groups = optim.decay_groups(self.model, 1e-3)
-        self.optimizer = getattr(optim, optimizer)(groups, lr=0.01, backend=self.backend, **options)
+        self.optimizer = getattr(optim, optimizer)(groups, lr=0.01, **options)
         self.rng, self.image = np.random.default_rng(1), image
 
     def step(self, batch: int) -> float:
@@ -140,7 +140,7 @@ def test_threads_that_train_at_once_get_the_bits_of_one_after_the_other(same_bit
         return (
             model,
             nn.CrossEntropyLoss(device=backend),
-            optim.SGD(model.parameters(), lr=0.05, momentum=0.9, backend=backend),
+            optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
         )
 
     def train(model: Any, loss: Any, sgd: Any) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,12 +20,6 @@ from minidl.cli import checks, gpu_checks
 from minidl.cli.checks import FAIL, INFO, PASS, WARN, Check, Finding
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def no_gpu(monkeypatch):
-    monkeypatch.setattr(gpu_checks, "_cuda_version", lambda: None)
-    monkeypatch.setattr(gpu_checks, "_nvidia_smi", lambda: (None, True))
 
 
 @pytest.fixture
@@ -60,7 +55,7 @@ def test_a_sound_machine(minidl, in_a_folder) -> None:
             assert lines[number + 1].startswith(" " * 21 + "to do: ")
 
 
-def test_json(minidl, in_a_folder, no_gpu) -> None:
+def test_json(minidl, in_a_folder) -> None:
     result = minidl("doctor", "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["ok"]
@@ -265,39 +260,7 @@ def test_stdout(monkeypatch, encoding, status) -> None:
     assert checks.stdout().status == status
 
 
-# A GPU
-
-
-def test_without_a_driver_nothing_needs_doing(no_gpu, monkeypatch) -> None:
-    monkeypatch.setattr(gpu_checks, "_version", lambda distribution: None)
-    assert gpu_checks.nvidia_driver() == Finding(
-        INFO, "none found", "nothing, unless there is an NVIDIA GPU: then install its driver"
-    )
-    assert gpu_checks.package("cupy") == Finding(
-        INFO, "not installed", 'with an NVIDIA GPU, run `python -m pip install "cupy-cuda13x"`'
-    )
-    assert gpu_checks.device().status in (INFO, PASS)
-
-
-@pytest.mark.parametrize(("cuda", "major"), [((12, 4), 12), ((13, 0), 13)])
-def test_with_a_driver_the_packages_for_it_are_missing(monkeypatch, cuda, major) -> None:
-    monkeypatch.setattr(gpu_checks, "_cuda_version", lambda: cuda)
-    monkeypatch.setattr(gpu_checks, "_version", lambda distribution: None)
-    assert gpu_checks.package("cupy") == Finding(
-        WARN, "not installed", f'run `python -m pip install "cupy-cuda{major}x"`'
-    )
-    assert gpu_checks.package("numba-cuda").remedy == f'run `python -m pip install "numba-cuda[cu{major}]"`'
-
-
-def test_a_package_that_cannot_be_imported_fails(monkeypatch) -> None:
-    monkeypatch.setattr(gpu_checks, "_version", lambda distribution: "14.0" if distribution == "cupy-cuda13x" else None)
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    monkeypatch.setattr(gpu_checks, "_cuda_version", lambda: None)
-    assert gpu_checks.package("cupy") == Finding(PASS, "cupy-cuda13x 14.0")
-    monkeypatch.setattr(gpu_checks, "_cuda_version", lambda: (13, 0))
-    finding = checks.run(Check("CuPy", lambda: gpu_checks.package("cupy"), "reinstall it"))
-    assert finding.status == FAIL
-    assert "cupy" in finding.found
+# A GPU, which this version has no use for
 
 
 @pytest.fixture
@@ -315,27 +278,49 @@ def nvidia_smi(monkeypatch, tmp_path):
     return install
 
 
-def test_driver(monkeypatch, nvidia_smi) -> None:
-    monkeypatch.setattr(gpu_checks, "_cuda_version", lambda: (13, 0))
-    nvidia_smi("echo 'NVIDIA H200, 143771 MiB, 580.95.05'; echo 'NVIDIA T4, 15360 MiB, 580.95.05'")
-    assert gpu_checks.nvidia_driver() == Finding(
-        PASS, "NVIDIA H200, 143771 MiB, driver 580.95.05 | NVIDIA T4, 15360 MiB, driver 580.95.05; CUDA 13.0"
-    )
+def test_with_or_without_a_gpu_there_is_nothing_to_install(minidl, in_a_folder, nvidia_smi) -> None:
+    for script in (None, "echo 'NVIDIA T4, 15360 MiB, 580.95.05'"):
+        if script is not None:
+            nvidia_smi(script)
+        found = findings(minidl("doctor", "--json"))
+        for name in ("NVIDIA driver", "CuPy", "numba-cuda"):
+            assert found[name]["status"] == INFO
+            assert found[name]["remedy"] == "nothing; this version computes on the CPU only"
+        assert found["device"]["status"] == PASS
+        assert found["device"]["found"].startswith("cpu, ")
+    assert found["NVIDIA driver"]["found"] == "NVIDIA T4, 15360 MiB, driver 580.95.05"
 
 
-def test_a_driver_that_does_not_work(monkeypatch, nvidia_smi) -> None:
-    monkeypatch.setattr(gpu_checks, "_cuda_version", lambda: (13, 0))
-    nvidia_smi("echo 'Failed to initialize NVML: Driver/library version mismatch'; exit 18")
-    finding = gpu_checks.nvidia_driver()
-    assert (finding.status, finding.found) == (
-        WARN,
-        "nvidia-smi: Failed to initialize NVML: Driver/library version mismatch",
-    )
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        (
+            "echo 'NVIDIA H200, 143771 MiB, 580.95.05'; echo 'NVIDIA T4, 15360 MiB, 580.95.05'",
+            "NVIDIA H200, 143771 MiB, driver 580.95.05 | NVIDIA T4, 15360 MiB, driver 580.95.05",
+        ),
+        ("echo 'Driver/library version mismatch'; exit 18", "nvidia-smi: Driver/library version mismatch"),
+        ("exit 9", "nvidia-smi: exit code 9"),
+    ],
+)
+def test_driver(nvidia_smi, script, found) -> None:
+    nvidia_smi(script)
+    assert gpu_checks.nvidia_driver() == Finding(INFO, found, gpu_checks.NOTHING)
 
 
-def test_a_driver_without_its_library(monkeypatch, nvidia_smi) -> None:
-    monkeypatch.setattr(gpu_checks, "_cuda_version", lambda: None)
-    nvidia_smi("echo 'NVIDIA H200, 143771 MiB, 580.95.05'")
-    finding = gpu_checks.nvidia_driver()
-    assert finding.status == WARN
-    assert finding.found.endswith("driver 580.95.05; the driver's library (libcuda) cannot be loaded")
+def test_no_driver(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_checks.nvidia_driver() == Finding(INFO, "none found", gpu_checks.NOTHING)
+
+
+def test_gpu_packages(monkeypatch) -> None:
+    monkeypatch.setattr(gpu_checks, "_distribution", lambda name: None)
+    assert gpu_checks.package("CuPy") == Finding(INFO, "not installed", gpu_checks.NOTHING)
+    here = {"cupy-cuda13x": SimpleNamespace(name="cupy-cuda13x", version="14.0")}
+    monkeypatch.setattr(gpu_checks, "_distribution", here.get)
+    assert gpu_checks.package("CuPy") == Finding(INFO, "cupy-cuda13x 14.0", gpu_checks.NOTHING)
+    assert gpu_checks.package("numba-cuda").found == "not installed"
+
+
+def test_a_distribution_that_is_here() -> None:
+    assert gpu_checks._distribution("numpy").version == metadata.version("numpy")
+    assert gpu_checks._distribution("no-such-distribution") is None

@@ -96,6 +96,8 @@ def test_what_json_says(trained, minidl, stripes_file) -> None:
     }
     assert Path(result["run"]) == RUN
     assert Path(result["checkpoint"]) == BEST
+    assert result["epoch"] == json.loads((RUN / "summary.json").read_text())["best_epoch"]
+    assert as_json(minidl("eval", "--json", "--checkpoint", "last"))["epoch"] == 3
 
 
 def test_in_words(trained, minidl) -> None:
@@ -103,8 +105,22 @@ def test_in_words(trained, minidl) -> None:
     device, words = result.stdout.splitlines()
     best = max(row["test_accuracy"] for row in trained)
     assert device == "device: cpu, 1 thread (asked for)"
-    assert words.startswith(f"{BEST}: stripes test, 30 images: loss ")
+    epoch = json.loads((RUN / "summary.json").read_text())["best_epoch"]
+    assert words.startswith(f"{BEST} (epoch {epoch}, the best by test accuracy): stripes test, 30 images: loss ")
     assert words.endswith(f", accuracy {best:.2%}")
+
+
+def test_the_epoch_of_other_checkpoints(trained, minidl, stripes_file) -> None:
+    assert minidl("eval", "--checkpoint", "last").stdout.splitlines()[1].startswith(f"{LAST} (epoch 3): stripes ")
+    minidl("train", "--data", stripes_file, "--batch-size", "16", "--max-steps", "7", "-q")
+    assert "last.safetensors (1 step after epoch 1): " in minidl("eval", "--checkpoint", "last").stdout
+
+
+def test_a_checkpoint_that_does_not_say_its_epoch(trained, minidl) -> None:
+    saved = checkpoint.load(LAST)
+    checkpoint.save("mine.safetensors", saved.tensors, saved.metadata | {"counters": {}})
+    assert as_json(minidl("eval", "mine.safetensors", "--json"))["epoch"] is None
+    assert "\nmine.safetensors: stripes test, " in minidl("eval", "mine.safetensors").stdout
 
 
 def test_neither_threads_nor_batch_size_change_the_accuracy(trained, minidl) -> None:
@@ -180,7 +196,7 @@ def test_data_that_are_gone(minidl, write_stripes) -> None:
     path = Path(write_stripes(Path("mine.npz")))
     minidl("train", "--data", "mine.npz", "--max-steps", "1", "-q")
     path.unlink()
-    assert error_of(minidl("eval")) == "mine.npz: no such file"
+    assert error_of(minidl("eval")) == f"{path.absolute()}: no such file"
 
 
 def test_a_damaged_checkpoint_is_refused(trained, minidl) -> None:

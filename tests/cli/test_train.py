@@ -69,7 +69,7 @@ def test_a_run_in_plain_lines(train, stripes_file) -> None:
     assert Path(lines[3].removeprefix("run: ")) == Path("runs", "stripes-small-cnn-001")
     assert " ".join(lines[4].split()) == "epoch train loss train acc test loss test acc images/s learning rate"
     assert [line.split()[0] for line in lines[5:8]] == ["1", "2", "3"]
-    assert re.fullmatch(r"test accuracy \d+\.\d\d% after 3 epochs in \d+\.\d s(; best .*)?", lines[8])
+    assert re.fullmatch(r"test accuracy \d+\.\d\d% after 3 epochs in \d+\.\d s(; best .*)?; running .*", lines[8])
     assert len(lines) == 9
     assert "\x1b" not in result.stdout
 
@@ -121,7 +121,25 @@ def test_the_defaults_are_the_digits(minidl) -> None:
     lines = minidl("train", "--max-steps", "1").stdout.splitlines()
     assert lines[1] == "data: digits, 1,437 training and 360 test images of 8x8x1"
     assert lines[2] == "model: small-cnn, 67,754 parameters; sgd, cosine schedule, 12 epochs of 23 steps"
-    assert re.fullmatch(r"test accuracy \d+\.\d\d% after 1 steps \(0 of 12 epochs\) in \d+\.\d s", lines[5])
+    assert re.fullmatch(r"test accuracy \d+\.\d\d% after 1 step \(0 of 12 epochs\) in \d+\.\d s; running .*", lines[5])
+
+
+def test_one_epoch_is_not_epochs(train) -> None:
+    lines = train("--epochs", "1", "--batch-size", "90").stdout.splitlines()
+    assert lines[2].endswith(" schedule, 1 epoch of 1 step")
+    assert " after 1 epoch in " in lines[-1]
+    assert " after 1 step (0 of 1 epoch) in " in train("--epochs", "1", "--max-steps", "1").stdout
+
+
+def test_running_statistics_of_few_batches_are_told(train) -> None:
+    def closing(*arguments):
+        return train(*arguments).stdout.splitlines()[-1]
+
+    assert closing().endswith("; running statistics have seen only 18 batches, so test accuracy may lag")
+    assert closing("--max-steps", "1").endswith("have seen only 1 batch, so test accuracy may lag")
+    assert "running statistics" in closing("--epochs", "5", "--max-steps", "29")
+    assert "running statistics" not in closing("--epochs", "5")
+    assert "running statistics" not in closing("--no-bn")
 
 
 # Configuration files and resumption
@@ -202,7 +220,7 @@ def test_a_complete_run_names_the_remedy(train, minidl) -> None:
     train()
     message = error_of(minidl("train", "--resume"))
     assert (
-        message == f"{Path('runs/stripes-small-cnn-001')} has done 3 epochs and is complete at --epochs 3; "
+        message == f"{Path('runs/stripes-small-cnn-001')} is complete at --epochs 3 (it has finished 3); "
         "give a larger number to go on"
     )
 

@@ -257,7 +257,7 @@ def test_colours_become_grey_by_brightness_and_grey_becomes_rgb() -> None:
 )
 def test_the_background_decides_inversion(border, background, inverted, words) -> None:
     rows = np.full((6, 6), border)
-    rows[2:4, 2:4] = 100
+    rows[1:5, 1:5] = 100
     prepared = prepare(grey(rows), (6, 6, 1), white=16, background=background)
     assert prepared.inverted == inverted
     assert prepared.description.endswith(f"6x6, {words}")
@@ -277,6 +277,47 @@ def test_a_blank_picture_is_called_blank() -> None:
     assert prepare(grey(np.full((5, 5), 77)), (4, 4, 1), 255, 0).description.endswith(
         "blank: it has one colour everywhere"
     )
+
+
+def drawn(height, width, rows=1000, columns=1000, ink=0, paper=255):
+    """Paper with a rectangle of ink, off the middle."""
+    pixels = np.full((rows, columns), paper)
+    pixels[20 : 20 + height, 30 : 30 + width] = ink
+    return grey(pixels)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (drawn(100, 60), "10% of the frame's height"),
+        (drawn(60, 100), "10% of the frame's width"),
+        (drawn(1, 1), "0.1% of the frame's height"),
+        (drawn(499, 3), "50% of the frame's height"),
+        (drawn(100, 60, ink=255, paper=0), "10% of the frame's height"),
+        (drawn(100, 60, ink=215), "10% of the frame's height"),
+        (drawn(100, 60, rows=200), "10% of the frame's height"),  # of what the model sees: the padded square
+    ],
+)
+def test_a_subject_that_is_small_in_the_frame_is_told(given, words) -> None:
+    description = prepare(given, (8, 8, 1), 255, 0).description
+    assert description.endswith(f"; its subject fills only {words}: crop it closer")
+
+
+@pytest.mark.parametrize("given", [drawn(500, 3), drawn(3, 500), drawn(700, 700), drawn(100, 60, ink=240), drawn(0, 0)])
+def test_a_subject_that_fills_half_of_the_height_or_width_is_not(given) -> None:
+    assert "crop" not in prepare(given, (8, 8, 1), 255, 0).description
+
+
+def test_uneven_light_does_not_hide_a_small_subject() -> None:
+    pixels = np.tile(np.linspace(235, 205, 400), (400, 1))
+    pixels[150:200, 150:190] = 10
+    assert "fills only 12% of the frame's height" in prepare(grey(pixels), (8, 8, 1), 255, 0).description
+
+
+def test_a_small_subject_may_differ_in_one_colour_only() -> None:
+    pixels = np.full((100, 100, 3), 200, np.uint8)
+    pixels[40:60, 40:50, 2] = 0
+    assert "fills only 20% of the frame's height" in prepare(Picture(pixels, ""), (8, 8, 3), 255, 0).description
 
 
 def test_a_model_of_other_channels_is_refused() -> None:

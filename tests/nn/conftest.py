@@ -78,7 +78,8 @@ class Oracle:
 
 @pytest.fixture(scope="session")
 def torch() -> ModuleType:
-    return pytest.importorskip("torch", reason="PyTorch, the second opinion, is not installed")
+    reason = 'PyTorch, the second opinion, is not installed: pip install -e ".[oracle]"'
+    return pytest.importorskip("torch", reason=reason)
 
 
 @pytest.fixture(scope="session")

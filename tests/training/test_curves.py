@@ -35,7 +35,7 @@ def rows(epochs: int) -> list[dict[str, Any]]:
 
 
 def draw(tmp_path: Path, given: list[dict[str, Any]]) -> ET.Element:
-    draw_curves(given, tmp_path / "curves.svg")
+    draw_curves(given, tmp_path / "curves.svg", "digits, small-cnn, seed 0")
     assert [p.name for p in tmp_path.iterdir()] == ["curves.svg"]
     return ET.parse(tmp_path / "curves.svg").getroot()
 
@@ -82,6 +82,34 @@ def test_points_stand_where_the_numbers_say(tmp_path: Path) -> None:
                 assert y == pytest.approx(y0 + (y1 - y0) * (row[f"{part}_{metric}"] - v0) / (v1 - v0), abs=1e-3)
 
 
+@pytest.mark.parametrize("title", ["digits, small-cnn, seed 0", "a $x$ & <b>", "数字, small-cnn"])
+def test_the_title_is_shown_as_it_is(tmp_path: Path, title: str) -> None:
+    draw_curves(rows(2), tmp_path / "curves.svg", title)
+    assert title in texts(ET.parse(tmp_path / "curves.svg").getroot())
+
+
+def test_a_title_that_xml_cannot_hold(tmp_path: Path) -> None:
+    draw_curves(rows(2), tmp_path / "curves.svg", "a\0b\ud800c")
+    assert "a?b?c" in texts(ET.parse(tmp_path / "curves.svg").getroot())
+
+
+@pytest.mark.parametrize(("smallest", "logarithmic"), [(0.11, False), (0.09, True), (1e-9, True), (0.0, False)])
+def test_a_loss_of_many_magnitudes_is_drawn_on_a_logarithmic_axis(
+    tmp_path: Path, smallest: float, logarithmic: bool
+) -> None:
+    losses = [3.0, 1.0, max(smallest, 0.1), smallest]
+    given = [{"epoch": e, "train_loss": loss, "test_loss": 2.0} for e, loss in enumerate(losses, 1)]
+    loss, _ = panels(draw(tmp_path, given))
+    y = [y for _, y in markers(loss, TRAIN)]
+    scale = math.log if logarithmic else float
+    for height, value in zip(y, losses, strict=True):
+        share = (scale(value) - scale(3.0)) / (scale(smallest) - scale(3.0))
+        assert height == pytest.approx(y[0] + (y[-1] - y[0]) * share, abs=1e-3)
+    numbers = [text for text in texts(loss) if re.fullmatch(r"[\d.e+-]+", text) and text not in "1234"]
+    assert len(numbers) >= 2 or not logarithmic
+    assert ("0.3" in numbers) == (smallest == 0.09)
+
+
 def test_accuracy_is_in_percent(tmp_path: Path) -> None:
     _, accuracy = panels(draw(tmp_path, rows(5)))
     ticks = [float(t) for t in texts(accuracy) if re.fullmatch(r"[\d.]+", t)]
@@ -116,14 +144,14 @@ def test_next_to_nothing_is_still_a_picture(tmp_path: Path, given: list[dict[str
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     import matplotlib as mpl
 
-    draw_curves(rows(3), tmp_path / "a.svg")
+    draw_curves(rows(3), tmp_path / "a.svg", "digits")
     before = dict(mpl.rcParams)
     with mpl.rc_context({"axes.facecolor": "black", "font.size": 30, "lines.linewidth": 9, "svg.fonttype": "path"}):
-        draw_curves(rows(3), tmp_path / "b.svg")  # whatever the user's own settings are
+        draw_curves(rows(3), tmp_path / "b.svg", "digits")  # whatever the user's own settings are
     assert dict(mpl.rcParams) == before
     code = (
         "import json, sys; from minidl.training.curves import draw_curves;"
-        "draw_curves(json.load(sys.stdin), sys.argv[1])"
+        "draw_curves(json.load(sys.stdin), sys.argv[1], 'digits')"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "c.svg")]
     environment = os.environ | {"PYTHONHASHSEED": "5", "PYTHONPATH": str(ROOT), "SOURCE_DATE_EPOCH": "1"}
@@ -136,7 +164,7 @@ def test_neither_pyplot_nor_a_window_is_needed() -> None:
     code = (
         "import sys, os, tempfile; from minidl.training.curves import draw_curves;"
         "loaded = 'matplotlib' in sys.modules;"
-        "draw_curves([{'epoch': 1, 'train_loss': 1.0}], os.path.join(tempfile.mkdtemp(), 'x.svg'));"
+        "draw_curves([{'epoch': 1, 'train_loss': 1.0}], os.path.join(tempfile.mkdtemp(), 'x.svg'), '');"
         "print(loaded, 'matplotlib' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT), "MPLBACKEND": "tkagg"}
@@ -146,4 +174,4 @@ def test_neither_pyplot_nor_a_window_is_needed() -> None:
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"curves.svg: cannot be written: "):
-        draw_curves(rows(1), tmp_path / "gone" / "curves.svg")
+        draw_curves(rows(1), tmp_path / "gone" / "curves.svg", "")

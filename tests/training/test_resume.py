@@ -38,7 +38,7 @@ class Notes:
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
     """Drawing takes longer than training here; test_session.py has the curves."""
-    monkeypatch.setattr("minidl.training.session.draw_curves", lambda rows, path: None)
+    monkeypatch.setattr("minidl.training.session.draw_curves", lambda *_: None)
 
 
 @pytest.fixture
@@ -259,7 +259,9 @@ def test_an_option_may_be_repeated(train) -> None:
 def test_a_complete_run_is_refused_with_the_remedy(train, options, changes) -> None:
     run = train(**options)
     metrics = run.metrics.read_bytes()
-    with pytest.raises(ConfigError, match=r" is complete at --epochs \d; give a larger number to go on$"):
+    with pytest.raises(
+        ConfigError, match=r" is complete at --epochs \d \(it has finished \d\); give a larger number to go on$"
+    ):
         go_on(run, **changes)
     assert run.metrics.read_bytes() == metrics
 

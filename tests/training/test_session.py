@@ -103,7 +103,7 @@ def test_the_summary_says_what_happened(train, stripes_file) -> None:
     }
     assert {name: summary[name] for name in ("device", "data", "model", "epochs", "steps", "seed")} == {
         "device": "cpu",
-        "data": stripes_file,
+        "data": "stripes",
         "model": "small-cnn",
         "epochs": 3,
         "steps": 18,
@@ -147,6 +147,10 @@ def test_curves_and_environment_are_well_formed(train) -> None:
     session = train()
     root = ET.fromstring(session.run.curves.read_bytes())
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    seed = session.config.seed
+    assert f"stripes, small-cnn, seed {seed}" in [
+        "".join(text.itertext()) for text in root.iter(f"{root.tag[:-3]}text")
+    ]
     environment = json.loads(session.run.environment.read_text())
     assert environment["versions"]["minidl"] == __version__
     assert environment["versions"]["numpy"] == np.__version__

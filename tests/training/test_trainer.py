@@ -17,11 +17,11 @@ from minidl.errors import NonFiniteError
 from minidl.training import Trainer, checkpoint, evaluate
 
 OPTIMIZERS = {
-    "sgd": lambda groups, backend: optim.SGD(groups, 0.1, backend=backend),
-    "momentum": lambda groups, backend: optim.SGD(groups, 0.1, momentum=0.9, backend=backend),
-    "nesterov": lambda groups, backend: optim.SGD(groups, 0.1, momentum=0.9, nesterov=True, backend=backend),
-    "adam": lambda groups, backend: optim.Adam(groups, 0.01, backend=backend),
-    "adamw": lambda groups, backend: optim.AdamW(groups, 0.01, backend=backend),
+    "sgd": lambda groups, backend: optim.SGD(groups, 0.1),
+    "momentum": lambda groups, backend: optim.SGD(groups, 0.1, momentum=0.9),
+    "nesterov": lambda groups, backend: optim.SGD(groups, 0.1, momentum=0.9, nesterov=True),
+    "adam": lambda groups, backend: optim.Adam(groups, 0.01),
+    "adamw": lambda groups, backend: optim.AdamW(groups, 0.01),
 }
 STEPS = 6  # an epoch: 90 images in batches of 16, the last of 10
 
