@@ -1,7 +1,7 @@
 """Train what the documentation reports and record it in docs/results/training.jsonl, with provenance.
 
     python scripts/record_training.py                  # everything; about an hour on two cores
-    python scripts/record_training.py digits           # the experiments whose name begins so
+    python scripts/record_training.py digits           # this experiment, or several
 
 Each run is `minidl train` as a user starts it, in a process of its own, so that its time includes starting up. A run of
 an experiment replaces the recorded run with the same name and seed. `python scripts/update_tables.py` then rewrites the
@@ -27,8 +27,8 @@ EXPERIMENTS: dict[str, tuple[list[str], range]] = {
     "digits-cold": ([], range(1)),
     "digits-no-bn": (["--no-bn"], range(5)),
     "fashion-mnist-5": (["--data", "fashion-mnist", "--epochs", "5"], range(1)),
+    "fashion-mnist-5-no-bn": (["--data", "fashion-mnist", "--epochs", "5", "--no-bn"], range(1)),
     "fashion-mnist-15": (["--data", "fashion-mnist", "--epochs", "15"], range(1)),
-    "fashion-mnist-15-no-bn": (["--data", "fashion-mnist", "--epochs", "15", "--no-bn"], range(1)),
 }
 
 
@@ -73,11 +73,12 @@ def record(row: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run and record the experiments that the arguments name, or all."""
-    wanted = tuple(sys.argv[1:]) or ("",)
-    chosen = {name: value for name, value in EXPERIMENTS.items() if name.startswith(wanted)}
-    if not chosen:
-        sys.exit(f"no experiment begins with {' or '.join(wanted)}; there are {', '.join(EXPERIMENTS)}")
-    for name, (options, seeds) in chosen.items():
+    wanted = sys.argv[1:] or list(EXPERIMENTS)
+    unknown = [name for name in wanted if name not in EXPERIMENTS]
+    if unknown:
+        sys.exit(f"there is no experiment '{unknown[0]}'; there are {', '.join(EXPERIMENTS)}")
+    for name in wanted:
+        options, seeds = EXPERIMENTS[name]
         for seed in seeds:
             row = run(name, options, seed)
             record(row)
