@@ -228,6 +228,19 @@ def test_every_option_has_an_effect(train, change) -> None:
     assert bits(train(max_steps=3, **change)) != bits(train(max_steps=3))
 
 
+def test_sgd_is_nesterovs_and_decay_is_for_weights_alone(train) -> None:
+    session = train(max_steps=1, weight_decay=0.01)
+    weights, others = session.trainer.optimizer.groups
+    assert (weights["nesterov"], weights["momentum"], weights["weight_decay"]) == (True, 0.9, 0.01)
+    assert others["weight_decay"] == 0
+    names = {id(parameter): name for name, parameter in session.trainer.model.named_parameters()}
+    assert [names[id(parameter)] for parameter in weights["params"]] == [
+        *("conv1.weight", "conv2.weight", "conv3.weight", "conv4.weight", "fc.weight")
+    ]
+    assert all(".bias" in names[id(p)] or names[id(p)].startswith("bn") for p in others["params"])
+    assert not train(max_steps=1, momentum=0.0).trainer.optimizer.groups[0]["nesterov"]
+
+
 # What it refuses, leaving nothing behind
 
 
