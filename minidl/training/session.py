@@ -248,19 +248,21 @@ def resume(path: str | Path, changes: Mapping[str, Any], reporter: Reporter) -> 
     try:
         before = TrainConfig(**saved.metadata["config"])
         counters, data = saved.metadata["counters"], saved.metadata["data"]
+        finished = int(counters["progress"]["epoch"])
     except (KeyError, TypeError):
         raise CheckpointError(f"{run.checkpoints}: the checkpoint is not that of a training run") from None
-    for name, value in changes.items():
-        old = getattr(before, name)
+    given = _with_absolute_paths(replace(before, **changes))
+    for name in changes:
+        old, value = getattr(before, name), getattr(given, name)
         if name not in CHANGEABLE and value != old:
             raise ConfigError(
                 f"{flag(name)} is {old} in {run.path} and cannot become {value} there; "
                 "start a new run, or leave the option out"
             )
     _require_same_run(run, before)
-    config = replace(before, **{"max_steps": None} | {name: changes[name] for name in CHANGEABLE if name in changes})
+    changed = {name: getattr(given, name) for name in CHANGEABLE if name in changes}
+    config = replace(before, **{"max_steps": None} | changed)
     validate(config)
-    finished = counters["progress"]["epoch"]
     if finished >= _known(config.epochs):
         raise ConfigError(
             f"{run.path} is complete at --epochs {config.epochs} (it has finished {finished}); "

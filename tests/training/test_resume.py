@@ -3,6 +3,7 @@
 import copy
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -253,6 +254,12 @@ def test_an_option_may_be_repeated(train) -> None:
     whole = train()
     run = train(max_steps=8)
     assert everything(go_on(run, **load_config(run.config) | {"max_steps": None})) == everything(whole)
+
+
+def test_data_may_be_named_from_here_again(train, stripes_file, monkeypatch) -> None:
+    run = train(max_steps=8)
+    monkeypatch.chdir(Path(stripes_file).parent)
+    go_on(run, data=Path(stripes_file).name)
 
 
 @pytest.mark.parametrize(("options", "changes"), [({}, {}), ({}, {"epochs": 4}), ({"max_steps": 20}, {"epochs": 2})])
