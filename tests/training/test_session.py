@@ -228,6 +228,18 @@ def test_every_option_has_an_effect(train, change) -> None:
     assert bits(train(max_steps=3, **change)) != bits(train(max_steps=3))
 
 
+def test_a_run_trains_fused_and_without_the_images_gradient(train) -> None:
+    model = train(max_steps=1).trainer.model
+    assert [type(step).__name__ for step in model.steps].count("BatchNormReLU") == 4
+    assert not model[0].input_gradient
+
+
+def test_a_saved_model_is_ready_to_evaluate(train) -> None:
+    session = train(max_steps=1)
+    saved = load_model(session.run.path, get_backend("cpu"))
+    assert not any(module.training for _, module in saved.model.named_modules())
+
+
 def test_sgd_is_nesterovs_and_decay_is_for_weights_alone(train) -> None:
     session = train(max_steps=1, weight_decay=0.01)
     weights, others = session.trainer.optimizer.groups
