@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from minidl.backends import Array
 from minidl.nn.activation import ReLU
-from minidl.nn.batchnorm import BatchNorm
+from minidl.nn.batchnorm import BatchNorm, BatchNorm1d, BatchNorm2d
 from minidl.nn.containers import Sequential
 from minidl.nn.module import Module
 
@@ -65,7 +65,8 @@ def unfused(model: Module) -> Iterator[None]:
 
 
 def _are_fusible(first: Module, second: Module) -> bool:
-    return isinstance(first, BatchNorm) and isinstance(second, ReLU)
+    # Exactly these: a subclass may compute something else.
+    return type(first) in (BatchNorm1d, BatchNorm2d) and type(second) is ReLU
 
 
 def _fused(children: list[Module]) -> list[Module]:

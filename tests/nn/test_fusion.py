@@ -163,3 +163,10 @@ def test_a_layer_that_is_assigned_after_fusion_is_fused_as_well(cpu, rng, same_b
         assert same_bits(model.forward(x), y)
     model.relu = nn.Dropout(0.0)  # no ReLU any more: nothing to fuse
     assert model.steps == list(model)
+
+
+def test_a_subclass_is_not_fused() -> None:
+    class Other(nn.ReLU):
+        pass
+
+    assert nn.fuse(nn.Sequential(nn.BatchNorm1d(3), Other())) == []
