@@ -100,6 +100,8 @@ class Optimizer:
         for group, updates, states in zip(self.groups, self.updates, self.state, strict=True):
             ready = [i for i, parameter in enumerate(group["params"]) if parameter.grad is not None]
             for i in ready:
+                self._check(group["params"][i], states[i])
+            for i in ready:
                 updates[i] += 1
             # All of them together, unless some began later: a parameter's own count is what Adam corrects its bias by.
             for count in sorted({updates[i] for i in ready}):
@@ -108,6 +110,17 @@ class Optimizer:
                 grads = [group["params"][i].grad for i in chosen]
                 slots = [[states[i][slot] for i in chosen] for slot in self.slots_of(group)]
                 self.update(group, count, values, grads, slots)
+
+    def _check(self, parameter: Parameter, slots: Mapping[str, Array]) -> None:
+        """Raise ValueError where an array that was assigned would be updated in a copy, or beyond its end."""
+        value = parameter.value
+        for name, array in (("value", value), ("grad", parameter.grad), *slots.items()):
+            if array.shape != value.shape or array.dtype != self.backend.dtype or not array.flags.c_contiguous:
+                raise ValueError(
+                    f"{type(self).__name__}: {name} has shape {array.shape} and dtype {array.dtype}; expected "
+                    f"{value.shape}, {self.backend.dtype} and C-contiguous; after assigning a parameter's value, "
+                    "make a new optimizer"
+                )
 
     def update(
         self, group: Group, count: int, values: list[Array], grads: list[Array], slots: list[list[Array]]

@@ -306,3 +306,13 @@ def test_parameters_may_come_from_a_generator(backend) -> None:
     assert len(optim.SGD(model.parameters(), lr=0.1).groups[0]["params"]) == 4
     groups = [{"params": layer.parameters()} for layer in model]
     assert [len(g["params"]) for g in optim.SGD(groups, lr=0.1).groups] == [2, 2]
+
+
+def test_assigned_arrays_that_do_not_fit_are_refused() -> None:
+    layer = nn.Linear(5, 3)
+    sgd = optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    good = np.ones((3, 5), np.float32)
+    for value, grad in ((np.ones((5, 3), np.float32).T, good), (good, good[:1]), (np.ones((9, 9), np.float32),) * 2):
+        layer.weight.value, layer.weight.grad = value, grad
+        with pytest.raises(ValueError, match=r"SGD: (value|grad|velocity) has shape .*make a new optimizer"):
+            sgd.step()
