@@ -316,3 +316,12 @@ def test_assigned_arrays_that_do_not_fit_are_refused() -> None:
         layer.weight.value, layer.weight.grad = value, grad
         with pytest.raises(ValueError, match=r"SGD: (value|grad|velocity) has shape .*make a new optimizer"):
             sgd.step()
+
+
+def test_adam_without_memory_keeps_the_digits_of_a_small_gradient() -> None:
+    layer = nn.Linear(1, 1, bias=False)
+    adam = optim.Adam(layer.parameters(), lr=0.0, betas=(0.0, 0.9))
+    for grad in (1.0, 1e-6):
+        layer.weight.grad = np.full((1, 1), grad, np.float32)
+        adam.step()
+    assert adam.state_dict()["0.0.first_moment"] == np.float32(1e-6)

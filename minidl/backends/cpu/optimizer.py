@@ -25,7 +25,9 @@ def _sgd_momentum(first, last, value, grad, velocity, lr, momentum, weight_decay
 
 
 @compiled
-def _adam(first, last, value, grad, first_moment, second_moment, decay, shrink, new1, beta2, new2, rate, root, eps):
+def _adam(
+    first, last, value, grad, first_moment, second_moment, decay, shrink, beta1, new1, beta2, new2, rate, root, eps
+):
     """Rate = lr / (1 - beta1^t), root = sqrt(1 - beta2^t), shrink = AdamW's 1 - lr * weight_decay.
 
     new1 = 1 - beta1 and new2 = 1 - beta2 are rounded from float64: of a beta near 1, float32 would keep few digits.
@@ -33,7 +35,7 @@ def _adam(first, last, value, grad, first_moment, second_moment, decay, shrink, 
     for i in range(first, last):
         v = value[i] * shrink
         g = grad[i] + decay * v
-        first_moment[i] += new1 * (g - first_moment[i])
+        first_moment[i] = beta1 * first_moment[i] + new1 * g
         second_moment[i] = beta2 * second_moment[i] + new2 * g * g
         value[i] = v - rate * first_moment[i] / (np.sqrt(second_moment[i]) / root + eps)
 
@@ -77,7 +79,9 @@ class OptimizerOps(CpuDevice):
         decay = 0.0 if decoupled else weight_decay
         shrink = 1 - lr * weight_decay if decoupled else 1.0
         rate, root = lr / (1 - beta1**step), (1 - beta2**step) ** 0.5
-        numbers = tuple(np.float32(number) for number in (decay, shrink, 1 - beta1, beta2, 1 - beta2, rate, root, eps))
+        numbers = tuple(
+            np.float32(number) for number in (decay, shrink, beta1, 1 - beta1, beta2, 1 - beta2, rate, root, eps)
+        )
         for arrays in zip(values, grads, first_moments, second_moments, strict=True):
             flat = tuple(array.reshape(-1) for array in arrays)
             self.workers.run(_adam, flat[0].size, GRAIN, *flat, *numbers)

@@ -76,9 +76,9 @@ def adam_bounds(state: Values, grads: list[Host], tensor: int, first_step: int, 
         def moment(beta: float, before: Host, of_before: Host, new: Host, of_new: Host) -> tuple[Host, Host]:
             after = beta * before + (1 - beta) * new
             carried = beta * of_before + (1 - beta) * of_new
-            # In this form each term's coefficient and product round, and the sum; as before + (1 - beta) * (new -
-            # before), the difference too.
-            of_each = max(2 * beta, 3 * (1 - beta)) * np.abs(before) + 3 * (1 - beta) * np.abs(new)
+            # Each term's coefficient and product round, and the sum. The form before + (1 - beta) * (new - before) is
+            # not allowed for: with beta near 0 it keeps what `before` rounded by.
+            of_each = 2 * beta * np.abs(before) + 3 * (1 - beta) * np.abs(new)
             rounds = of_each + np.abs(after)
             return after, carried + U * rounds + TINY
 
