@@ -44,6 +44,7 @@ class Dataset:
         mean: (c,) float64, of the training images, in their raw units (0..255 in most sets, 0..16 in digits).
         std: (c,) float64, likewise; the biased one. 1 for a channel that is constant, so that it can divide.
         source: where the images were read from, for people.
+        known: whether it is the set that minidl knows by this name; never for an npz file, whatever it is called.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Dataset:
     mean: Statistics
     std: Statistics
     source: str
+    known: bool = False
 
     @classmethod
     def from_arrays(
@@ -66,6 +68,8 @@ class Dataset:
         test_labels: NDArray[Any],
         class_names: Sequence[str],
         source: str,
+        *,
+        known: bool = False,
     ) -> "Dataset":
         """A data set of these arrays, checked, with the mean and std of the training images.
 
@@ -104,6 +108,7 @@ class Dataset:
             mean=mean,
             std=std,
             source=source,
+            known=known,
         )
 
     @property
@@ -119,8 +124,8 @@ class Dataset:
 
     @property
     def augmentation(self) -> Augmentation:
-        """What the training recipe for this set does to its images; nothing for a set that it does not know."""
-        return AUGMENTATIONS.get(self.name, NO_AUGMENTATION)
+        """What the training recipe for this set does to its images; nothing for a set that minidl does not know."""
+        return AUGMENTATIONS[self.name] if self.known else NO_AUGMENTATION
 
     @cached_property
     def fingerprint(self) -> str:

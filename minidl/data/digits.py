@@ -19,4 +19,5 @@ def read_digits() -> Dataset:
     arrays = read_arrays(FILE, ("images", "labels", "train_index", "test_index"))
     images, labels = arrays["images"], arrays["labels"]
     train, test = arrays["train_index"], arrays["test_index"]
-    return Dataset.from_arrays("digits", images[train], labels[train], images[test], labels[test], CLASS_NAMES, SOURCE)
+    halves = images[train], labels[train], images[test], labels[test]
+    return Dataset.from_arrays("digits", *halves, CLASS_NAMES, SOURCE, known=True)

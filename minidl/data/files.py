@@ -36,6 +36,14 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             raise DataError(f"{path}: cannot be read ({_reason(error)})") from None
 
 
+def expanded(path: str | Path) -> Path:
+    """`path` with a leading ~ or ~USER replaced by that home; as it is where there is none, as a shell does."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def is_file(path: Path) -> bool:
     """Whether `path` is a file; a folder that may not be entered holds none."""
     try:

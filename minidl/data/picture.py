@@ -186,6 +186,10 @@ def _area_means(
     pixels: NDArray[Any], border: NDArray[np.float64], padded: tuple[float, float], size: tuple[int, int]
 ) -> NDArray[np.float64]:
     """`pixels` in the middle of `padded` (rows, columns) of the colour `border`, averaged down or up to `size`."""
+    rows, columns, _ = pixels.shape
+    # The axis that leaves less comes first: a line of 2**26 pixels, its rows first, would grow to many such lines.
+    if rows * size[1] < size[0] * columns:
+        return _area_means(pixels.swapaxes(0, 1), border, padded[::-1], size[::-1]).swapaxes(0, 1)
     means = _means_along_first(pixels, border, padded[0], size[0])
     return _means_along_first(means.swapaxes(0, 1), border, padded[1], size[1]).swapaxes(0, 1)
 

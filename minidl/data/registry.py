@@ -12,6 +12,7 @@ from minidl.data import catalogue, cifar, idx, npz
 from minidl.data.catalogue import KNOWN
 from minidl.data.dataset import Dataset, check_counts
 from minidl.data.digits import FILE, read_digits
+from minidl.data.files import expanded
 from minidl.data.search import Place, belongs_elsewhere, existing_folder, find
 from minidl.errors import DataError
 
@@ -86,8 +87,8 @@ def load(name: str, data_dir: str | Path | None = None) -> Dataset:
     Raises:
         DataError: the name is unknown, or its files are missing, damaged or not what they should be.
     """
-    if _is_npz(name):
-        return npz.read_npz(Path(name).expanduser())
+    if is_npz(name):
+        return npz.read_npz(expanded(name))
     return check(name, data_dir).dataset
 
 
@@ -97,8 +98,8 @@ def check(name: str, data_dir: str | Path | None = None) -> Check:
     Raises:
         DataError: as `load`. A file that is sound but differs from the published one is no error.
     """
-    if _is_npz(name):
-        path = Path(name).expanduser()
+    if is_npz(name):
+        path = expanded(name)
         dataset = npz.read_npz(path)
         return Check(dataset, (FileCheck(str(path), "all arrays", npz.sha256(path), NO_CHECKSUM),))
     _require_known(name)
@@ -166,7 +167,8 @@ def _contents(paths: dict[str, Path]) -> tuple[tuple[int, int], tuple[int, int, 
     return (sum(counts.values()), test_count), (cifar.SIDE, cifar.SIDE, 3)
 
 
-def _is_npz(name: str) -> bool:
+def is_npz(name: str) -> bool:
+    """Whether `load` takes the name for the path of an npz file."""
     return Path(name).suffix.lower() == ".npz"
 
 
@@ -205,6 +207,7 @@ def _read_idx(name: str, place: Place) -> Check:
         arrays["test labels"],
         class_names,
         str(place.folder),
+        known=True,
     )
     return Check(dataset, tuple(files))
 
@@ -219,5 +222,6 @@ def _read_cifar(place: Place) -> Check:
     train_images = np.concatenate([images for images, _ in parts[:-1]])
     train_labels = np.concatenate([labels for _, labels in parts[:-1]])
     names = KNOWN["cifar10"].class_names
-    dataset = Dataset.from_arrays("cifar10", train_images, train_labels, *parts[-1], names, str(place.folder))
+    folder = str(place.folder)
+    dataset = Dataset.from_arrays("cifar10", train_images, train_labels, *parts[-1], names, folder, known=True)
     return Check(dataset, tuple(files))

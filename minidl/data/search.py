@@ -12,7 +12,7 @@ from pathlib import Path
 
 from minidl.data import catalogue, cifar, idx
 from minidl.data.catalogue import KNOWN
-from minidl.data.files import is_file
+from minidl.data.files import expanded, is_file
 from minidl.errors import DataError
 
 ENVIRONMENT = "MINIDL_DATA"
@@ -57,7 +57,7 @@ def find(name: str, data_dir: str | Path | None = None) -> Place:
         raise DataError(passed_over[0])
     searched = f"not found in {', '.join(map(str, places))}" if places else "no folder to look in"
     root = os.environ.get(ENVIRONMENT)
-    if root and not Path(root).expanduser().is_dir():
+    if root and not expanded(root).is_dir():
         searched += f" ({ENVIRONMENT} names no folder)"
     raise DataError(f"{name}: {searched}; {known.remedy}, then name their folder by --data-dir or {ENVIRONMENT}")
 
@@ -68,7 +68,7 @@ def _places(name: str, data_dir: str | Path | None) -> list[Path]:
     if data_dir is not None:
         roots.append(existing_folder(data_dir))
     if os.environ.get(ENVIRONMENT):
-        roots.append(Path(os.environ[ENVIRONMENT]).expanduser())
+        roots.append(expanded(os.environ[ENVIRONMENT]))
     roots.extend(catalogue.SYSTEM_FOLDERS.get(name, ()))
     places = [root / folder for root in roots for folder in (*KNOWN[name].folders, "")]
     return list(dict.fromkeys(places))
@@ -76,7 +76,7 @@ def _places(name: str, data_dir: str | Path | None) -> list[Path]:
 
 def existing_folder(data_dir: str | Path) -> Path:
     """`data_dir` with ~ expanded. Raises DataError unless it is a folder."""
-    folder = Path(data_dir).expanduser()
+    folder = expanded(data_dir)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; --data-dir names the folder that holds the data sets")
     return folder

@@ -91,10 +91,14 @@ def write_config(path: str | Path, config: TrainConfig, remark: str = REPEATS) -
 def validate(config: TrainConfig) -> None:
     """Raise ConfigError for the first field that is out of range, named as on the command line (`--batch-size`)."""
     for field in fields(config):
-        value = getattr(config, field.name)
-        problem = _problem(field.name, value)
-        if problem:
-            raise ConfigError(f"{flag(field.name)} {problem}")
+        validate_option(field.name, getattr(config, field.name))
+
+
+def validate_option(name: str, value: Any) -> None:
+    """`validate` for one field."""
+    problem = _problem(name, value)
+    if problem:
+        raise ConfigError(f"{flag(name)} {problem}")
 
 
 def flag(name: str) -> str:
@@ -121,6 +125,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "label_smoothing": (lambda v: 0 <= v < 1, "at least 0 and less than 1"),
     "seed": (lambda v: 0 <= v < 2**64, "a whole number from 0 to 2**64 - 1"),
 }
+# Beyond these a number is a slip, and would end in an overflow or in as many threads.
+_MOST = {"epochs": 10**9, "batch_size": 10**9, "max_steps": 10**15, "threads": 4096}
 _CHOICES = {"optimizer": OPTIMIZERS, "schedule": schedule.NAMES}
 
 
@@ -134,6 +140,8 @@ def _problem(name: str, value: Any) -> str | None:
     in_range, expected = _RANGES.get(name, (lambda _: True, _TYPE_WORDS[kind]))
     if not is_kind or not in_range(value):
         return f"must be {expected}, not {given}"
+    if name in _MOST and value > _MOST[name]:
+        return f"must be at most {_MOST[name]:,}, not {given}"
     if name in _CHOICES and value not in _CHOICES[name]:
         return f"must be one of {', '.join(_CHOICES[name])}, not {given}{_did_you_mean(value, _CHOICES[name])}"
     return None

@@ -35,7 +35,7 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     Raises:
         ConfigError: The batch size is larger than the data set.
     """
-    recipe = RECIPES.get(dataset.name, OTHER)
+    recipe = RECIPES[dataset.name] if dataset.known else OTHER
     lr, decay = recipe.sgd if config.optimizer == "sgd" else recipe.adam
     if config.optimizer == "adam":
         decay = 0.0

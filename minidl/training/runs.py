@@ -5,6 +5,7 @@ metrics.jsonl, metrics.csv      one row an epoch, the same columns; the first is
 summary.json, env.json          the result; the machine and the versions behind it
 curves.svg                      loss and accuracy against epoch
 checkpoints/                    last.safetensors, previous.safetensors, best.safetensors
+.lock                           while a process trains the run (lock.py)
 
 JSON is Python's: NaN and infinities stand as NaN, Infinity and -Infinity.
 """
@@ -15,7 +16,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import numpy as np
 from minidl.errors import ConfigError, DataError
 from minidl.training.atomic import write_atomically
 from minidl.training.environment import environment
+from minidl.training.metrics import read_rows
 
 
 @dataclass(frozen=True)
@@ -145,18 +147,40 @@ class RunFolder:
         Raises:
             DataError: A line is not a row. (A last line without its end is left out: the run was killed as it wrote.)
         """
-        return [row for _, row in self._rows()]
+        return [row for _, row in read_rows(self.metrics)]
+
+    def require_metrics(self, columns: Sequence[str], epoch: int) -> str | None:
+        """Raise DataError unless a run that has finished `epoch` epochs can go on with the metrics that are here.
+
+        Every row must have a number in each of `columns`, and in no other. A table without its record is refused, as
+        going on would remove it.
+
+        Returns:
+            One line for the user where epochs have no row, else None.
+        """
+        rows = read_rows(self.metrics, columns)
+        if epoch and self.metrics_csv.exists() and not self.metrics.exists():
+            raise DataError(
+                f"{self.metrics}: is missing, but {self.metrics_csv.name} is there; put it back, or move the other away"
+            )
+        missing = sorted(set(range(1, epoch + 1)) - {row["epoch"] for _, row in rows})
+        if not missing:
+            return None
+        epochs = (
+            f"epoch {missing[0]}" if len(missing) == 1 else f"{len(missing)} epochs, the first of them {missing[0]}"
+        )
+        return f"{self.metrics}: has no row of {epochs}; the curves will have a gap"
 
     def truncate_metrics(self, epoch: int) -> None:
         """Drop the rows of epochs after `epoch`, which a resumed run will write again."""
-        kept = [(line, row) for line, row in self._rows() if row["epoch"] <= epoch]
+        kept = [(line, row) for line, row in read_rows(self.metrics) if row["epoch"] <= epoch]
         with _writing(self.metrics):
             if kept:
                 write_atomically(self.metrics, "".join(line + "\n" for line, _ in kept).encode())
                 write_atomically(self.metrics_csv, _csv([row for _, row in kept], header=True).encode())
             else:
-                self.metrics.unlink(missing_ok=True)
                 self.metrics_csv.unlink(missing_ok=True)
+                self.metrics.unlink(missing_ok=True)
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json."""
@@ -165,24 +189,6 @@ class RunFolder:
     def write_environment(self) -> None:
         """Write env.json."""
         _write_json(self.environment, environment())
-
-    def _rows(self) -> list[tuple[str, dict[str, Any]]]:
-        """Each whole line of metrics.jsonl and what it says."""
-        try:
-            *lines, _unfinished = self.metrics.read_bytes().split(b"\n")
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise DataError(f"{self.metrics}: cannot be read: {_reason(error)}") from None
-        rows = []
-        for number, line in enumerate(lines, start=1):
-            row = None
-            with contextlib.suppress(ValueError, RecursionError):
-                row = json.loads(line)
-            if not isinstance(row, dict) or not isinstance(row.get("epoch"), int):
-                raise DataError(f"{self.metrics}: line {number} is not a row of metrics; mend or remove it")
-            rows.append((line.decode(), row))
-        return rows
 
 
 def latest(parent: str | Path) -> RunFolder:

@@ -15,14 +15,17 @@ from typing import Any, Protocol
 from minidl import models, optim, schedule
 from minidl.backends import Backend, choose
 from minidl.data import Dataset, Loader, load
+from minidl.data.files import expanded
+from minidl.data.registry import is_npz
 from minidl.errors import CheckpointError, ConfigError, NonFiniteError
 from minidl.nn import Conv2d, Linear, fuse, manual_seed
 from minidl.training import checkpoint
 from minidl.training.config import TrainConfig, flag, load_config, validate, write_config
 from minidl.training.curves import draw_curves
+from minidl.training.lock import RunLock
 from minidl.training.recipe import resolve
 from minidl.training.runs import RunFolder
-from minidl.training.trainer import Row, Trainer
+from minidl.training.trainer import COLUMNS, Row, Trainer
 from minidl.version import __version__
 
 # What a resumed run may be given anew: none of it touches what has been computed so far.
@@ -56,8 +59,11 @@ class Session:
         stopped: The signal that ended `train` early, or None.
     """
 
-    def __init__(self, config: TrainConfig, run: RunFolder, dataset: Dataset, backend: Backend) -> None:
+    def __init__(
+        self, config: TrainConfig, run: RunFolder, dataset: Dataset, backend: Backend, lock: RunLock | None = None
+    ) -> None:
         self.config, self.run, self.dataset = config, run, dataset
+        self._lock = lock  # held since the session was made, until `train` ends
         self.trainer = _trainer(config, dataset, backend)
         self.stopped: signal.Signals | None = None
 
@@ -79,8 +85,15 @@ class Session:
 
         Raises:
             NonFiniteError: Training produced NaN or infinity; the last checkpoint, from before, is kept.
-            CheckpointError, ConfigError: A file cannot be written.
+            CheckpointError, ConfigError: A file cannot be written, or another process is training this run.
         """
+        lock, self._lock = self._lock or RunLock(self.run.path), None
+        try:
+            return self._train(reporter)
+        finally:
+            lock.release()
+
+    def _train(self, reporter: Reporter) -> dict[str, Any]:
         reporter.start(self)
         try:
             with self._signals():
@@ -110,12 +123,12 @@ class Session:
     def summary(self) -> dict[str, Any]:
         """The run in numbers: the last finished epoch's, or those of this moment if it stopped within an epoch."""
         trainer, progress = self.trainer, self.trainer.progress
-        if progress.batch or not progress.epoch:
+        rows = [] if progress.batch else self.run.read_metrics()
+        if rows and rows[-1]["epoch"] == progress.epoch:
+            metrics = {name: rows[-1][name] for name in _METRICS}
+        else:
             train, test = trainer.train_result(), trainer.evaluate()
             metrics = dict(zip(_METRICS, (*train, *test), strict=True))
-        else:
-            last = self.run.read_metrics()[-1]
-            metrics = {name: last[name] for name in _METRICS}
         return {
             "run": str(self.run.path),
             "device": trainer.backend.name,
@@ -207,24 +220,25 @@ def begin(config: TrainConfig, out: str | Path, reporter: Reporter) -> Session:
     config = resolve(_with_absolute_paths(config), dataset)
     models.build(config.model, dataset.image_shape, dataset.classes, bn=config.bn)  # refused before a folder is made
     run = RunFolder.create(out, f"{_file_name(dataset.name)}-{config.model}")
-    try:
-        session = Session(config, run, dataset, backend)
+    with contextlib.ExitStack() as undo:
+        undo.callback(shutil.rmtree, run.path, ignore_errors=True)
+        lock = _lock(run, reporter)
+        undo.callback(lock.release)
+        session = Session(config, run, dataset, backend, lock)
         write_config(run.config, config)
         run.write_environment()
         session._save(checkpoint.LAST)  # so that there is always one to go back to, and a full disk is found now
-    except BaseException:
-        shutil.rmtree(run.path, ignore_errors=True)
-        raise
+        undo.pop_all()
     return session
 
 
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The run may be resumed or evaluated from another folder."""
     data, data_dir = config.data, config.data_dir
-    if data.endswith(".npz"):
-        data = str(Path(data).expanduser().absolute())
+    if is_npz(data):
+        data = str(expanded(data).absolute())
     if data_dir is not None:
-        data_dir = str(Path(data_dir).expanduser().absolute())
+        data_dir = str(expanded(data_dir).absolute())
     return replace(config, data=data, data_dir=data_dir)
 
 
@@ -237,11 +251,28 @@ def resume(path: str | Path, changes: Mapping[str, Any], reporter: Reporter) -> 
     """An existing run, where its last checkpoint left it; `changes` are the options given anew.
 
     Raises:
-        ConfigError: An option would change what was computed so far, or the run is complete.
+        ConfigError: An option would change what was computed so far, the run is complete, or another process trains it.
         CheckpointError: There is no good checkpoint, or it is of another model or other data.
-        DataError, DeviceError: As for a new run.
+        DataError: As for a new run; or a line of the metrics is damaged.
+        DeviceError: As for a new run.
     """
     run = RunFolder.open(path)
+    lock = _lock(run, reporter)
+    try:
+        return _resumed(run, changes, reporter, lock)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _lock(run: RunFolder, reporter: Reporter) -> RunLock:
+    lock = RunLock(run.path)
+    if not lock.held:
+        reporter.note(f"{run.path}: its file system has no locks; let no other process train this run")
+    return lock
+
+
+def _resumed(run: RunFolder, changes: Mapping[str, Any], reporter: Reporter, lock: RunLock) -> Session:
     saved, note = checkpoint.load_latest(run.checkpoints)
     if note:
         reporter.note(note)
@@ -277,17 +308,20 @@ def resume(path: str | Path, changes: Mapping[str, Any], reporter: Reporter) -> 
             f"{run.path} was trained on other data than {dataset.source} holds now; "
             "restore the data, or start a new run"
         )
-    session = Session(config, run, dataset, backend)
+    gap = run.require_metrics(COLUMNS, finished)
+    session = Session(config, run, dataset, backend, lock)
     try:
         session.trainer.restore(saved.tensors, counters)
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{run.checkpoints}: the checkpoint is of another model: {error}") from None
-    run.truncate_metrics(session.trainer.progress.epoch)
+    run.truncate_metrics(finished)
     if config.epochs != before.epochs:
         remark = (
             f"Epochs 1 to {finished} were trained with epochs = {before.epochs}: this file does not repeat the run."
         )
         write_config(run.config, config, remark)
+    if gap:
+        reporter.note(gap)
     reporter.note(f"resumed {run.path} after step {session.trainer.progress.step}")
     return session
 

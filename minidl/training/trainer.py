@@ -17,6 +17,10 @@ from minidl.training.diagnosis import first_nonfinite
 from minidl.training.evaluation import ImageSource, Result, evaluate
 
 Row = dict[str, Any]
+COLUMNS = (
+    *("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy"),
+    *("images_per_second", "lr"),
+)  # of a Row, in this order
 
 
 @dataclass
@@ -141,16 +145,8 @@ class Trainer:
     def _finish_epoch(self, test: Result) -> Row:
         progress, train = self.progress, self.train_result()
         progress.epoch += 1
-        row = {
-            "epoch": progress.epoch,
-            "step": progress.step,
-            "train_loss": train.loss,
-            "train_accuracy": train.accuracy,
-            "test_loss": test.loss,
-            "test_accuracy": test.accuracy,
-            "images_per_second": progress.seen / progress.epoch_seconds,
-            "lr": self.schedule(progress.step - 1),
-        }
+        speed, lr = progress.seen / progress.epoch_seconds, self.schedule(progress.step - 1)
+        row = dict(zip(COLUMNS, (progress.epoch, progress.step, *train, *test, speed, lr), strict=True))
         progress.batch = progress.seen = progress.correct = 0
         progress.loss_sum = progress.epoch_seconds = 0.0
         if test.accuracy > progress.best_accuracy:

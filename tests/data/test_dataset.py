@@ -6,7 +6,7 @@ from minidl.data.dataset import AUGMENTATIONS, channel_statistics
 from minidl.errors import DataError
 
 
-def make(name="set", train_images=None, source="here", **changes):
+def make(name="set", train_images=None, source="here", known=False, **changes):
     images = np.arange(4 * 3 * 2 * 2, dtype=np.uint8).reshape(4, 3, 2, 2) if train_images is None else train_images
     arrays = {
         "train_images": images,
@@ -15,7 +15,7 @@ def make(name="set", train_images=None, source="here", **changes):
         "test_labels": np.array([0, 1]),
         "class_names": ("a", "b"),
     }
-    return Dataset.from_arrays(name, **{**arrays, **changes}, source=source)
+    return Dataset.from_arrays(name, **{**arrays, **changes}, source=source, known=known)
 
 
 def test_fields() -> None:
@@ -85,7 +85,8 @@ def test_augmentation_of_the_known_sets() -> None:
     assert not AUGMENTATIONS["mnist"].flip
     assert AUGMENTATIONS["fashion-mnist"].flip
     assert AUGMENTATIONS["cifar10"] == Augmentation(shift=4, flip=True)
-    assert make(name="cifar10").augmentation == AUGMENTATIONS["cifar10"]
+    assert make(name="cifar10", known=True).augmentation == AUGMENTATIONS["cifar10"]
+    assert make(name="cifar10").augmentation == Augmentation(shift=0, flip=False)  # a file of that name
     assert make(name="anything").augmentation == Augmentation(shift=0, flip=False)
 
 

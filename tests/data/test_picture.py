@@ -1,4 +1,5 @@
 import struct
+import tracemalloc
 import warnings
 import zlib
 
@@ -323,3 +324,22 @@ def test_a_small_subject_may_differ_in_one_colour_only() -> None:
 def test_a_model_of_other_channels_is_refused() -> None:
     with pytest.raises(DataError, match="the model reads images of 4 channels"):
         prepare(grey(GREY), (2, 3, 4), 255, 0)
+
+
+@pytest.mark.parametrize("shape", [(1, 2**20), (2**20, 1)])
+def test_a_long_line_takes_little_memory(shape) -> None:
+    line = np.zeros(shape, np.uint8)
+    line.flat[: 2**19] = 200
+    tracemalloc.start()
+    try:
+        prepared = prepare(Picture(line[..., np.newaxis], "a line"), (28, 28, 1), 255, 0, invert=False)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 * line.nbytes  # one line of floats for each of the 28 rows would be 224 times as much
+    pixels = prepared.pixels[..., 0] if shape[0] == 1 else prepared.pixels[..., 0].T
+    # The border's median is 100; the line fills 14 / 2**20 of each of the two rows in the middle.
+    expected = np.full((28, 28), 100.0)
+    expected[13:15, :14] += 100 * 14 / 2**20
+    expected[13:15, 14:] -= 100 * 14 / 2**20
+    assert pixels == pytest.approx(expected, rel=1e-12)

@@ -90,6 +90,14 @@ def test_folder_as_name(tmp_path) -> None:
     )
 
 
+def test_the_home_of_nobody_is_a_path_like_any_other(monkeypatch) -> None:
+    monkeypatch.setenv("MINIDL_DATA", "~no-such-user/sets")
+    monkeypatch.setattr(catalogue, "SYSTEM_FOLDERS", {})
+    assert f"not found in {Path('~no-such-user/sets/mnist')}, " in refusal("mnist")
+    assert refusal("mnist", "~no-such-user").startswith("~no-such-user: no such folder; --data-dir names")
+    assert refusal("~no-such-user/mine.npz") == f"{Path('~no-such-user/mine.npz')}: no such file"
+
+
 def test_missing_lists_the_places_and_the_remedy(tmp_path, monkeypatch) -> None:
     given, environment = tmp_path / "given", tmp_path / "environment"
     given.mkdir()

@@ -44,6 +44,7 @@ def test_any_text_goes_round(tmp_path: Path, text: str) -> None:
     assert TrainConfig(**load_config(tmp_path / "c.toml")) == config
 
 
+MOST = {"epochs": 10**9, "batch_size": 10**9, "max_steps": 10**15, "threads": 4096}
 FIELDS = {
     name: {
         str: st.text(),
@@ -51,7 +52,7 @@ FIELDS = {
         int: st.integers(1, 2**64 - 1),
         float: st.floats(0, 1, exclude_min=True, exclude_max=True),
         str | None: st.none() | st.text(),
-        int | None: st.none() | st.integers(1, 2**70),
+        int | None: st.none() | st.integers(1, MOST.get(name)),
         float | None: st.none() | st.floats(0, exclude_min=True, allow_nan=False, allow_infinity=False, width=32),
     }[hint]
     for name, hint in get_type_hints(TrainConfig).items()
@@ -234,3 +235,16 @@ def test_messages_say_what_is_allowed() -> None:
         validate(TrainConfig(lr=NAN))
     with pytest.raises(ConfigError, match=r"^--seed must be a whole number from 0 to 2\*\*64 - 1, not -1$"):
         validate(TrainConfig(seed=-1))
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_a_number_that_is_a_slip_is_refused(tmp_path: Path, name: str) -> None:
+    validate(TrainConfig(**{name: MOST[name]}))
+    for value in (MOST[name] + 1, 10**400):
+        with pytest.raises(ConfigError) as caught:
+            validate(TrainConfig(**{name: value}))
+        message = str(caught.value)
+        assert message.startswith(f"--{name.replace('_', '-')} must be at most {MOST[name]:,}, not ")
+        assert len(message) < 100
+        with pytest.raises(ConfigError, match=f"{name} must be at most"):
+            load_config(write(tmp_path, f"{name} = {value}"))

@@ -16,7 +16,7 @@ from minidl.training.recipe import OTHER, RECIPES, resolve
 
 def dataset(name: str, images: int = 300) -> Dataset:
     pixels, labels = np.zeros((images, 8, 8), np.uint8), np.zeros(images, np.int64)
-    return Dataset.from_arrays(name, pixels, labels, pixels, labels, ("a", "b"), "here")
+    return Dataset.from_arrays(name, pixels, labels, pixels, labels, ("a", "b"), "here", known=name in KNOWN)
 
 
 def test_every_known_data_set_has_a_recipe() -> None:

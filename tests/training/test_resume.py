@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from minidl.data.catalogue import IDX_FILES
-from minidl.errors import CheckpointError, ConfigError
+from minidl.errors import CheckpointError, ConfigError, DataError
 from minidl.training import TrainConfig, begin, checkpoint, resume
 from minidl.training.config import load_config
 from minidl.training.runs import RunFolder
@@ -329,3 +329,72 @@ def test_no_run_there(tmp_path) -> None:
         resume(tmp_path / "nothing", {}, Notes())
     with pytest.raises(ConfigError, match=r"is not a run folder \(it has no config\.toml and checkpoints\)"):
         resume(tmp_path, {}, Notes())
+
+
+# Metrics that were damaged while the run was stopped
+
+
+def snapshot(run: RunFolder) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("text", "with_this", "message"),
+    [
+        (
+            '"train_loss": ',
+            '"train_loss": "a", "b": ',
+            r"line 2 is not a row of metrics \('train_loss' is 'a', expected",
+        ),
+        ('"train_loss": ', '"train_loss": null, "b": ', r"\('train_loss' is None, expected a number\)"),
+        ('"lr": ', '"lr": [], "b": ', r"line 2 .*'lr' is \[\]"),
+        ('"lr": ', '"rate": ', r"line 2 .*\('lr', 'rate': expected epoch, step, train_loss, "),
+        ('"step": ', '"more": 1, "step": ', r"line 2 .*\('more': expected epoch, step"),
+        ('"step": 12', f'"step": {10**400}', r"line 2 .*'step' is 1000"),
+        ('"epoch": 2', '"epoch": 1', r"line 2 .*\(epoch 1 after 1\)"),
+        ('"epoch": 2', '"epoch": true', r"line 2 is not a row of metrics; mend or remove it$"),
+        ('{"epoch": 2', '"epoch": 2', r"line 2 is not a row of metrics; mend or remove it$"),
+    ],
+)
+@pytest.mark.parametrize("more", [{}, {"max_steps": 2 * STEPS}])
+def test_a_damaged_line_of_the_metrics_is_named_before_training(train, text, with_this, message, more) -> None:
+    run = train(max_steps=2 * STEPS)
+    lines = run.metrics.read_text().splitlines(keepends=True)
+    assert text in lines[1]
+    run.metrics.write_text(lines[0] + lines[1].replace(text, with_this))
+    before = snapshot(run)
+    with pytest.raises(DataError, match=message) as caught:
+        go_on(run, Notes(at_step=lambda _: pytest.fail("trained")), **more)
+    assert "\n" not in str(caught.value)
+    assert snapshot(run) == before
+
+
+@pytest.mark.parametrize("lost", ["both", "first", "last"])
+@pytest.mark.parametrize("max_steps", [None, 2 * STEPS])
+def test_rows_that_are_missing_leave_a_gap_that_is_noted(train, lost, max_steps) -> None:
+    whole = train()
+    run = train(max_steps=2 * STEPS)
+    first, last = run.metrics.read_text().splitlines(keepends=True)
+    if lost == "both":
+        run.metrics.unlink()
+        run.metrics_csv.unlink()
+    else:
+        run.metrics.write_text(last if lost == "first" else first)
+    reporter = Notes()
+    session = resume(run.path, {"max_steps": max_steps}, reporter)
+    summary = session.train(reporter)
+    epochs = {"both": "2 epochs, the first of them 1", "first": "epoch 1", "last": "epoch 2"}[lost]
+    assert f"{run.metrics}: has no row of {epochs}; the curves will have a gap" in reporter.notes
+    kept = {"both": [], "first": [2], "last": [1]}[lost] + ([3, 4] if max_steps is None else [])
+    assert [row["epoch"] for row in run.read_metrics()] == kept
+    rows = {row["epoch"]: row for row in whole.read_metrics()}
+    assert summary["test_loss"] == rows[4 if max_steps is None else 2]["test_loss"]
+
+
+def test_a_table_without_its_record_is_not_thrown_away(train) -> None:
+    run = train(max_steps=2 * STEPS)
+    run.metrics.unlink()
+    before = snapshot(run)
+    with pytest.raises(DataError, match=r"metrics\.jsonl: is missing, but metrics\.csv is there; put it back, or move"):
+        go_on(run)
+    assert snapshot(run) == before

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import signal
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from minidl import __version__, data
 from minidl.backends import get_backend
 from minidl.errors import CheckpointError, ConfigError, DataError, DeviceError, NonFiniteError
-from minidl.training import ImageSource, TrainConfig, begin, checkpoint, evaluate, load_model
+from minidl.training import ImageSource, TrainConfig, begin, checkpoint, evaluate, load_model, resume
 from minidl.training.config import load_config
 
 
@@ -315,6 +316,32 @@ def test_any_name_of_an_npz_file_will_do(train, tmp_path, write_stripes) -> None
     assert train(data=path, epochs=1).run.summary.exists()
 
 
+def test_a_file_named_like_a_known_set_gets_nothing_of_it(train, tmp_path, write_stripes) -> None:
+    """Fashion-MNIST's recipe has fewer epochs than the default, and its images are flipped."""
+    stripes, fashion = (write_stripes(tmp_path / name) for name in ("mine.npz", "fashion-mnist.npz"))
+    mine, other = (train(data=path, epochs=None, batch_size=None, max_steps=4) for path in (stripes, fashion))
+    assert replace(other.config, data=stripes) == mine.config
+    assert bits(other) == bits(mine)
+
+
+def test_the_path_of_an_npz_file_is_made_whole_whatever_its_case(train, tmp_path, write_stripes, monkeypatch) -> None:
+    path = Path(write_stripes(tmp_path / "mine.npz")).rename(tmp_path / "MINE.NPZ")
+    monkeypatch.chdir(tmp_path)
+    assert train(data="MINE.NPZ", max_steps=1).config.data == str(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"data": "~no-such-user/mine.npz"}, "~no-such-user/mine.npz: no such file"),
+        ({"data": "mnist", "data_dir": "~no-such-user"}, "~no-such-user: no such folder"),
+    ],
+)
+def test_the_home_of_nobody_is_a_path_like_any_other(train, options, message) -> None:
+    with pytest.raises(DataError, match=message):
+        train(**options)
+
+
 def test_a_checkpoint_that_does_not_fit_its_model_is_refused(train) -> None:
     session = train(max_steps=1)
     file = session.run.checkpoints / checkpoint.LAST
@@ -324,6 +351,42 @@ def test_a_checkpoint_that_does_not_fit_its_model_is_refused(train) -> None:
         CheckpointError, match=r"last\.safetensors: .*fc\.weight has shape \(3, 256\), expected \(4, 256\)"
     ):
         load_model(session.run.path, get_backend("cpu"), "last")
+
+
+# Ctrl-C
+
+
+@pytest.fixture
+def handlers():
+    """What Ctrl-C and SIGTERM did before and must do again."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield before
+    for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+        signal.signal(number, handler)
+
+
+def test_a_second_ctrl_c_ends_training_at_once_and_the_run_goes_on_later(config, tmp_path, handlers, train) -> None:
+    whole = train()
+    session = begin(config, tmp_path / "runs", Notes())
+
+    class Impatient(Notes):
+        def step(self, session) -> None:
+            super().step(session)
+            if self.steps == 8:
+                signal.raise_signal(signal.SIGINT)
+                assert session.stopped == signal.SIGINT
+                signal.raise_signal(signal.SIGINT)
+                pytest.fail("the second was not heard")
+
+    with pytest.raises(KeyboardInterrupt):
+        session.train(Impatient())
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    saved = checkpoint.load(session.run.checkpoints / checkpoint.LAST)
+    assert saved.metadata["counters"]["progress"]["step"] == 6  # the first would have saved step 8
+    resumed = resume(session.run.path, {}, Notes())
+    resumed.train(Notes())
+    assert bits(resumed) == bits(whole)
+    assert history(resumed) == history(whole)
 
 
 # A loss that is not finite
