@@ -6,12 +6,14 @@ decay can leave out biases and normalization: `decay_groups(model, weight_decay)
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from minidl.backends import Array, Backend
 from minidl.nn import Module, Parameter
+from minidl.nn.arguments import is_count
 
 Group = dict[str, Any]
 
@@ -43,24 +45,12 @@ class Optimizer:
     def __init__(self, params: Iterable[Parameter] | Sequence[Group], defaults: Mapping[str, Any]) -> None:
         if isinstance(params, Module):
             raise TypeError(f"{type(self).__name__}: params is a model; give model.parameters()")
+        if isinstance(params, Parameter | Mapping):
+            raise TypeError(f"{type(self).__name__}: params is one {type(params).__name__}; give a list of them")
         entries: list[Any] = list(params)
-        groups = entries if entries and isinstance(entries[0], dict) else [{"params": entries}]
+        groups = entries if entries and isinstance(entries[0], Mapping) else [{"params": entries}]
         self.steps = 0
-        self.groups: list[Group] = []
-        for group in groups:
-            unknown = set(group) - {"params", *defaults}
-            if unknown:
-                raise ValueError(f"{type(self).__name__}: unknown option {sorted(unknown)[0]!r} in a parameter group")
-            merged = {**defaults, **group, "params": list(group["params"])}
-            for name in ("lr", "weight_decay", "momentum", "eps"):
-                if name in merged and not (math.isfinite(merged[name]) and merged[name] >= 0):
-                    raise ValueError(f"{type(self).__name__}: {name} must be 0 or more and finite, got {merged[name]}")
-            for beta in merged.get("betas", ()):
-                if not 0 <= beta < 1:
-                    raise ValueError(
-                        f"{type(self).__name__}: betas must be at least 0 and less than 1, got {merged['betas']}"
-                    )
-            self.groups.append(merged)
+        self.groups: list[Group] = [self._checked(group, defaults) for group in groups]
         everything = [id(parameter) for group in self.groups for parameter in group["params"]]
         if not everything:
             raise ValueError(f"{type(self).__name__}: no parameters to optimize")
@@ -77,6 +67,33 @@ class Optimizer:
             ]
             for group in self.groups
         ]
+
+    def _checked(self, group: Any, defaults: Mapping[str, Any]) -> Group:
+        """The group with the defaults filled in. Raises ValueError or TypeError, naming what is wrong."""
+        own = type(self).__name__
+        if not isinstance(group, Mapping):
+            raise TypeError(
+                f"{own}: a parameter group is a {type(group).__name__}, expected a dict as the first one is"
+            )
+        if "params" not in group:
+            raise ValueError(f"{own}: a parameter group lacks 'params', the list of its parameters")
+        unknown = set(group) - {"params", *defaults}
+        if unknown:
+            raise ValueError(f"{own}: unknown option {sorted(unknown)[0]!r} in a parameter group")
+        params = [group["params"]] if isinstance(group["params"], Parameter) else list(group["params"])
+        merged = {**defaults, **group, "params": params}
+        for parameter in params:
+            if not isinstance(parameter, Parameter):
+                raise TypeError(f"{own}: params holds a {type(parameter).__name__}, expected a Parameter")
+        for name in ("lr", "weight_decay", "momentum", "eps"):
+            if name in merged and not (_is_finite(merged[name]) and merged[name] >= 0):
+                raise ValueError(f"{own}: {name} must be 0 or more and finite, got {merged[name]!r}")
+        betas = merged.get("betas", (0, 0))
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise ValueError(f"{own}: betas must be two numbers, got {betas!r}")
+        if not all(_is_finite(beta) and 0 <= beta < 1 for beta in betas):
+            raise ValueError(f"{own}: betas must be at least 0 and less than 1, got {betas!r}")
+        return merged
 
     def slots_of(self, group: Group) -> tuple[str, ...]:
         """State arrays of a parameter of this group."""
@@ -95,12 +112,17 @@ class Optimizer:
                 parameter.zero_grad()
 
     def step(self) -> None:
-        """Update all parameters that have a gradient."""
+        """Update all parameters that have a gradient.
+
+        Raises:
+            ValueError: Parameters were moved to another device, or a state array does not fit; nothing is updated.
+        """
+        for group, states in zip(self.groups, self.state, strict=True):
+            for parameter, own in zip(group["params"], states, strict=True):
+                self._check(parameter, own)
         self.steps += 1
         for group, updates, states in zip(self.groups, self.updates, self.state, strict=True):
             ready = [i for i, parameter in enumerate(group["params"]) if parameter.grad is not None]
-            for i in ready:
-                self._check(group["params"][i], states[i])
             for i in ready:
                 updates[i] += 1
             # All of them together, unless some began later: a parameter's own count is what Adam corrects its bias by.
@@ -112,14 +134,18 @@ class Optimizer:
                 self.update(group, count, values, grads, slots)
 
     def _check(self, parameter: Parameter, slots: Mapping[str, Array]) -> None:
-        """Raise ValueError where an array that was assigned would be updated in a copy, or beyond its end."""
-        value = parameter.value
-        for name, array in (("value", value), ("grad", parameter.grad), *slots.items()):
-            if array.shape != value.shape or array.dtype != self.backend.dtype or not array.flags.c_contiguous:
+        """Raise ValueError where an update would be lost in a copy, or reach beyond an array's end."""
+        if parameter.backend is not self.backend:
+            now, then = parameter.backend.describe(), self.backend.describe()
+            raise ValueError(
+                f"{type(self).__name__}: {parameter.name or 'a parameter'} is now on {now}, this optimizer on {then}; "
+                "after model.to(...), make a new optimizer"
+            )
+        for name, array in slots.items():
+            if array.shape != parameter.shape or array.dtype != self.backend.dtype or not array.flags.c_contiguous:
                 raise ValueError(
                     f"{type(self).__name__}: {name} has shape {array.shape} and dtype {array.dtype}; expected "
-                    f"{value.shape}, {self.backend.dtype} and C-contiguous; after assigning a parameter's value, "
-                    "make a new optimizer"
+                    f"{parameter.shape}, {self.backend.dtype} and C-contiguous"
                 )
 
     def update(
@@ -148,6 +174,11 @@ class Optimizer:
         own = self.state_dict()
         faults = [name for name in own if name not in state or np.shape(state[name]) != own[name].shape]
         faults += [name for name in state if name not in own or np.asarray(state[name]).dtype.kind not in "biuf"]
+        faults += [
+            f"{name} is {state[name]}, expected a whole number of at least 0"
+            for name in own
+            if name not in faults and own[name].dtype.kind == "i" and not is_count(state[name])
+        ]
         if faults:
             raise ValueError(f"the state does not fit this {type(self).__name__}: {', '.join(faults)}")
         for g, states in enumerate(self.state):
@@ -225,3 +256,7 @@ class AdamW(Adam):
         weight_decay: float = 1e-2,
     ) -> None:
         super().__init__(params, lr, betas, eps, weight_decay)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)

@@ -308,14 +308,82 @@ def test_parameters_may_come_from_a_generator(backend) -> None:
     assert [len(g["params"]) for g in optim.SGD(groups, lr=0.1).groups] == [2, 2]
 
 
-def test_assigned_arrays_that_do_not_fit_are_refused() -> None:
-    layer = nn.Linear(5, 3)
-    sgd = optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
-    good = np.ones((3, 5), np.float32)
-    for value, grad in ((np.ones((5, 3), np.float32).T, good), (good, good[:1]), (np.ones((9, 9), np.float32),) * 2):
-        layer.weight.value, layer.weight.grad = value, grad
-        with pytest.raises(ValueError, match=r"SGD: (value|grad|velocity) has shape .*make a new optimizer"):
-            sgd.step()
+@pytest.mark.parametrize("optimizer", [optim.SGD, optim.AdamW])
+def test_a_model_that_was_moved_needs_a_new_optimizer(optimizer) -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    old = optimizer(model.parameters(), lr=0.1)
+    model.to("reference")
+    for parameter in model.parameters():
+        parameter.grad = np.ones(parameter.shape)
+    before = model.state_dict()
+    with pytest.raises(ValueError, match=r"Linear\.weight is now on reference, .* on cpu, .* make a new optimizer$"):
+        old.step()
+    assert old.steps == 0
+    assert all(np.array_equal(value, before[name]) for name, value in model.state_dict().items())
+    optimizer(model.parameters(), lr=0.1).step()
+    assert not any(np.array_equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_no_group_is_updated_where_one_is_refused() -> None:
+    first, second = nn.Linear(2, 3), nn.Linear(3, 2)
+    sgd = optim.SGD([{"params": first.parameters()}, {"params": second.parameters()}], lr=0.1, momentum=0.9)
+    for layer in (first, second):
+        layer.weight.grad = np.ones(layer.weight.shape, np.float32)
+    sgd.state[1][0]["velocity"] = np.zeros((9, 9), np.float32)
+    before = first.weight.value.copy()
+    with pytest.raises(ValueError, match=r"SGD: velocity has shape \(9, 9\) .*expected \(2, 3\)"):
+        sgd.step()
+    assert np.array_equal(first.weight.value, before)
+
+
+def test_an_assigned_value_is_what_is_updated() -> None:
+    layer = nn.Linear(3, 2, bias=False)
+    sgd = optim.SGD(layer.parameters(), lr=1.0)
+    transposed = np.arange(6, dtype=np.float32).reshape(3, 2).T
+    layer.weight.value, layer.weight.grad = transposed, np.ones((3, 2), np.float32).T
+    sgd.step()
+    assert np.array_equal(layer.weight.value, transposed - 1)
+
+
+def test_groups_that_are_none_are_named(backend) -> None:
+    params = parameters(backend)
+    for given, error, message in (
+        ([{"lr": 0.1}], ValueError, "SGD: a parameter group lacks 'params'"),
+        ([{"params": params}, params[0]], TypeError, "SGD: a parameter group is a Parameter, expected a dict"),
+        ([params[0].value], TypeError, "SGD: params holds a ndarray, expected a Parameter"),
+        ([{"params": [1.0]}], TypeError, "SGD: params holds a float, expected a Parameter"),
+        (params[0], TypeError, "SGD: params is one Parameter; give a list"),
+        ({"params": params}, TypeError, "SGD: params is one dict; give a list"),
+    ):
+        with pytest.raises(error, match=message):
+            optim.SGD(given, lr=0.1)
+    assert optim.SGD([{"params": params[0]}], lr=0.1).groups[0]["params"] == [params[0]]
+
+
+def test_options_of_another_type_are_named(backend) -> None:
+    params = parameters(backend)
+    with pytest.raises(ValueError, match="SGD: momentum must be 0 or more and finite, got 'a'"):
+        optim.SGD(params, lr=0.1, momentum="a")
+    for betas in ((0.9,), (0.9, 0.99, 0.999), 0.9, None):
+        with pytest.raises(ValueError, match=r"Adam: betas must be two numbers, got "):
+            optim.Adam(params, betas=betas)
+    with pytest.raises(ValueError, match=r"Adam: betas must be at least 0 and less than 1, got \(0\.9, 'a'\)"):
+        optim.Adam(params, betas=(0.9, "a"))
+
+
+@pytest.mark.parametrize("count", [np.nan, np.inf, -1.0, 2.5])
+@pytest.mark.parametrize("name", ["steps", "1.1.updates"])
+def test_a_count_that_is_none_is_refused_and_nothing_changes(backend, name, count) -> None:
+    params = parameters(backend)
+    adam = optim.Adam([{"params": params[:1]}, {"params": params[1:]}])
+    give(backend, params, 0)
+    adam.step()
+    before = adam.state_dict()
+    wrong = {name: value + 1 for name, value in before.items()} | {name: np.array(count)}
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} is {count}, expected a whole number of at least 0"):
+        adam.load_state_dict(wrong)
+    after = adam.state_dict()
+    assert all(np.array_equal(after[name], before[name]) for name in before)
 
 
 def test_adam_without_memory_keeps_the_digits_of_a_small_gradient() -> None:

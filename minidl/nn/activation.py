@@ -1,6 +1,7 @@
 """Layers without parameters that keep the shape: ReLU and Dropout."""
 
 from minidl.backends import Array, Backend
+from minidl.nn.arguments import real_number
 from minidl.nn.init import seed_for_layer
 from minidl.nn.module import Module
 
@@ -37,7 +38,7 @@ class Dropout(Module):
 
     def __init__(self, p: float = 0.5, *, device: str | Backend | None = None) -> None:
         super().__init__(device)
-        if not 0 <= p <= 1:
+        if not 0 <= real_number(self, "p", p) <= 1:
             raise ValueError(f"Dropout: p is a probability, expected 0 to 1, got {p}")
         self.p, self.seed, self.calls = p, seed_for_layer(), 0
 

@@ -5,11 +5,13 @@ variance the unbiased one; eps is inside the square root.
 """
 
 import contextlib
+import math
 from collections.abc import Mapping
 
 import numpy as np
 
 from minidl.backends import Array, Backend, BatchStatistics
+from minidl.nn.arguments import is_count, real_number, whole_number
 from minidl.nn.module import Module, Parameter
 
 
@@ -41,11 +43,13 @@ class BatchNorm(Module):
         device: str | Backend | None = None,
     ) -> None:
         super().__init__(device)
-        if num_features < 1:
+        if whole_number(self, "num_features", num_features) < 1:
             raise ValueError(f"{type(self).__name__}: num_features must be at least 1, got {num_features}")
-        if not eps > 0:
+        if not 0 < real_number(self, "eps", eps) < math.inf:
             raise ValueError(f"{type(self).__name__}: eps must be greater than 0, got {eps}")
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        if momentum is not None and not 0 <= real_number(self, "momentum", momentum) <= 1:
+            raise ValueError(f"{type(self).__name__}: momentum must be from 0 to 1, or None, got {momentum}")
+        self.num_features, self.eps, self.momentum = int(num_features), eps, momentum
         self.affine, self.track_running_stats = affine, track_running_stats
         self.weight: Parameter | None = None
         self.bias: Parameter | None = None
@@ -132,6 +136,11 @@ class BatchNorm(Module):
         if self.track_running_stats:
             shapes["num_batches_tracked"] = ()
         return shapes
+
+    def own_faults(self, state: Mapping[str, np.ndarray]) -> list[str]:
+        """See `Module.own_faults`."""
+        batches = state.get("num_batches_tracked", 0)
+        return [] if is_count(batches) else [f"num_batches_tracked is {batches}, expected a whole number of at least 0"]
 
     def load_own_state(self, state: Mapping[str, np.ndarray]) -> None:
         """See `Module.load_own_state`."""

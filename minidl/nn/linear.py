@@ -1,7 +1,8 @@
 """Layers with a weight: Conv2d and Linear."""
 
-from kernels.window import output_size, pair
+from kernels.window import output_size
 from minidl.backends import Array, Backend
+from minidl.nn.arguments import whole_number, whole_pair
 from minidl.nn.init import uniform_by_fan_in
 from minidl.nn.module import Module, Parameter
 
@@ -30,8 +31,10 @@ class Conv2d(Module):
         device: str | Backend | None = None,
     ) -> None:
         super().__init__(device)
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size, self.stride, self.padding = pair(kernel_size), pair(stride), pair(padding)
+        self.in_channels = whole_number(self, "in_channels", in_channels)
+        self.out_channels = whole_number(self, "out_channels", out_channels)
+        self.kernel_size = whole_pair(self, "kernel_size", kernel_size)
+        self.stride, self.padding = whole_pair(self, "stride", stride), whole_pair(self, "padding", padding)
         _positive(self, in_channels=in_channels, out_channels=out_channels)
         _positive(self, kernel_size=min(self.kernel_size), stride=min(self.stride), padding=min(self.padding) + 1)
         kh, kw = self.kernel_size
@@ -92,8 +95,9 @@ class Linear(Module):
         self, in_features: int, out_features: int, bias: bool = True, *, device: str | Backend | None = None
     ) -> None:
         super().__init__(device)
+        self.in_features = whole_number(self, "in_features", in_features)
+        self.out_features = whole_number(self, "out_features", out_features)
         _positive(self, in_features=in_features, out_features=out_features)
-        self.in_features, self.out_features = in_features, out_features
         weight = uniform_by_fan_in((out_features, in_features), in_features)
         self.weight = Parameter(self.backend, weight, decay=True)
         self.bias: Parameter | None = None

@@ -6,6 +6,7 @@ import numpy as np
 
 from kernels.errors import ShapeError
 from minidl.backends import Array, Backend
+from minidl.nn.arguments import real_number, whole_number
 from minidl.nn.module import Module
 
 
@@ -30,9 +31,10 @@ class CrossEntropyLoss(Module):
         super().__init__(device)
         if reduction not in ("mean", "sum"):
             raise ValueError(f"CrossEntropyLoss: reduction is '{reduction}', expected 'mean' or 'sum'")
-        if not 0 <= label_smoothing <= 1:
+        if not 0 <= real_number(self, "label_smoothing", label_smoothing) <= 1:
             raise ValueError(f"CrossEntropyLoss: label_smoothing is {label_smoothing}, expected 0 to 1")
-        self.ignore_index, self.reduction, self.label_smoothing = ignore_index, reduction, label_smoothing
+        self.ignore_index = whole_number(self, "ignore_index", ignore_index)
+        self.reduction, self.label_smoothing = reduction, label_smoothing
 
     def forward(self, x: Array, targets: Array = None) -> Array:
         """The loss, of shape (); `float(loss)` brings it to the host.

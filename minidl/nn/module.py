@@ -21,18 +21,47 @@ class Parameter:
         axes: How value's axes are permuted to give PyTorch's layout, or None where the two agree.
 
     Attributes:
-        value: The array on the device, in the layout the operations want.
+        name: For messages: the layer's type and the attribute that it was first assigned to, as in "Linear.weight".
+        value: The array on the device, in the layout the operations want. One of this device, of the same shape and
+            dtype, may be assigned; it is copied where it is not C-contiguous and writable.
         grad: Like value. None until a backward pass has written it; further passes add to it until `zero_grad`.
+
+    Raises:
+        ShapeError: On assigning a value or a gradient of another shape.
+        TypeError: On assigning one of another dtype, or from another device.
     """
 
     def __init__(
         self, backend: Backend, value: np.ndarray, *, decay: bool, axes: tuple[int, ...] | None = None
     ) -> None:
         self.backend = backend
-        self.value: Array = backend.array(value)
-        self.grad: Array | None = None
+        self.name: str | None = None
+        self._value: Array = backend.array(value)
+        self._grad: Array | None = None
         self.decay = decay
         self.axes = axes
+
+    # Operations trust shapes and layouts, so nothing else may come in.
+
+    @property
+    def value(self) -> Array:
+        """See the class."""
+        return self._value
+
+    @value.setter
+    def value(self, array: Array) -> None:
+        self._value = _like(self._value, array, self.backend, f"{self.name or 'a parameter'}: value")
+
+    @property
+    def grad(self) -> Array | None:
+        """See the class."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, array: Array | None) -> None:
+        if array is not None:
+            array = _like(self._value, array, self.backend, f"{self.name or 'a parameter'}: grad")
+        self._grad = array
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -41,22 +70,22 @@ class Parameter:
 
     def zero_grad(self) -> None:
         """Forget the gradient."""
-        self.grad = None
+        self._grad = None
 
     @contextlib.contextmanager
     def gradient(self) -> Iterator[Array]:
         """Where a backward pass writes its gradient; a second pass before `zero_grad` is added to the first."""
         fresh = self.backend.empty(self.shape)
         yield fresh
-        if self.grad is None:
-            self.grad = fresh
+        if self._grad is None:
+            self._grad = fresh
         else:
-            self.backend.add(self.grad, fresh, self.grad)
+            self.backend.add(self._grad, fresh, self._grad)
 
     def to(self, backend: Backend) -> None:
         """Move to another device; the gradient is forgotten."""
-        self.value = backend.array(self.backend.numpy(self.value))
-        self.backend, self.grad = backend, None
+        self._value = backend.array(self.backend.numpy(self._value))
+        self.backend, self._grad = backend, None
 
     def state(self) -> np.ndarray:
         """The value as a NumPy array in PyTorch's layout."""
@@ -113,6 +142,10 @@ class Module:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("_parameters", "_buffers", "_modules"):
+            if isinstance(value, Parameter) and value.name is None:
+                value.name = f"{type(self).__name__}.{name}"
+            elif name in self._buffers and value is not None:
+                value = _like(self._buffers[name], value, self.backend, f"{type(self).__name__}.{name}")
             registries: tuple[tuple[dict[str, Any], bool], ...] = (
                 (self._parameters, isinstance(value, Parameter)),
                 (self._modules, isinstance(value, Module)),
@@ -205,9 +238,9 @@ class Module:
             source = module.backend
             for parameter in module._parameters.values():
                 parameter.to(target)
+            module.backend, module._kept = target, None
             for name, buffer in module._buffers.items():
                 module.register_buffer(name, target.array(source.numpy(buffer)))
-            module.backend, module._kept = target, None
         return self
 
     def add_module(self, name: str, module: "Module") -> None:
@@ -235,7 +268,7 @@ class Module:
     # State dicts.
 
     def register_buffer(self, name: str, value: Array) -> None:
-        """An array that belongs to the state but is not trained; also an attribute."""
+        """An array that belongs to the state but is not trained; also an attribute, checked as `Parameter.value` is."""
         self._buffers[name] = value
         setattr(self, name, value)
 
@@ -258,6 +291,11 @@ class Module:
         shapes = {name: parameter.state_shape() for name, parameter in self._parameters.items()}
         shapes.update({name: tuple(buffer.shape) for name, buffer in self._buffers.items()})
         return shapes
+
+    def own_faults(self, state: Mapping[str, np.ndarray]) -> list[str]:
+        """What is wrong with the values of this module's part, beyond names, shapes and dtypes; in words for people."""
+        del state
+        return []
 
     def load_own_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Take this module's part; names that are not there keep what they hold."""
@@ -298,11 +336,15 @@ class Module:
         if strict:
             faults += [f"missing: {', '.join(missing)}"] if missing else []
             faults += [f"unexpected: {', '.join(unexpected)}"] if unexpected else []
-        if faults:
-            raise ValueError(f"the state does not fit this {type(self).__name__}: {'; '.join(faults)}")
+        parts, fits = [], not faults
         for path, module in self.named_modules():
             prefix = f"{path}." if path else ""
             own = {name: given[prefix + name] for name in module.own_shapes() if prefix + name in given}
+            parts.append((module, own))
+            faults += [prefix + fault for fault in module.own_faults(own)] if fits else []
+        if faults:
+            raise ValueError(f"the state does not fit this {type(self).__name__}: {'; '.join(faults)}")
+        for module, own in parts:
             module.load_own_state(own)
         return Mismatch(missing, unexpected)
 
@@ -347,6 +389,14 @@ class Module:
             return head + ")"
         lines = [f"  ({name}): " + repr(child).replace("\n", "\n  ") for name, child in self._modules.items()]
         return head + "\n" + "\n".join(lines) + "\n)"
+
+
+def _like(current: Array, array: Array, backend: Backend, what: str) -> Array:
+    """`array`, checked to be able to take the place of `current`."""
+    array = backend.accept(array, what)
+    if array.shape != current.shape:
+        raise ShapeError(f"{what} has shape {tuple(array.shape)}, expected {tuple(current.shape)}")
+    return array
 
 
 def _backend(device: str | Backend | None) -> Backend:

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from kernels.window import output_size, pair
+from kernels.window import output_size
 from minidl.backends import Array, Backend
+from minidl.nn.arguments import whole_pair
 from minidl.nn.module import Module
 
 
@@ -19,8 +20,11 @@ class _Pool2d(Module):
         device: str | Backend | None = None,
     ) -> None:
         super().__init__(device)
-        self.kernel_size, self.padding = pair(kernel_size), pair(padding)
-        self.stride = self.kernel_size if stride is None else pair(stride)
+        self.kernel_size, self.padding = (
+            whole_pair(self, "kernel_size", kernel_size),
+            whole_pair(self, "padding", padding),
+        )
+        self.stride = self.kernel_size if stride is None else whole_pair(self, "stride", stride)
         if min(self.kernel_size) < 1 or min(self.stride) < 1:
             raise ValueError(
                 f"{type(self).__name__}: kernel_size and stride must be at least 1, got {self.extra_repr()}"
