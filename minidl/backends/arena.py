@@ -2,11 +2,13 @@
 
 A training step needs the same arrays every time. Fresh ones from the system cost page faults (a 16 MB output is 4,096
 of them), so the arena keeps what is dropped and hands it out again: an array's memory returns when the last reference
-to it goes. In a training loop the arena stops growing after the first step.
+to it goes. In a training loop the arena stops growing after the first steps.
 """
 
 import math
+import os
 import threading
+import weakref
 from bisect import bisect_left, insort
 from collections import deque
 from typing import Any, NamedTuple
@@ -14,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 ALIGNMENT = 64  # bytes; a cache line, and the widest vector
-SMALL = 1 << 16  # bytes; requests below it never take a block above it, so that a scalar does not occupy an activation
+SMALL = 1 << 16  # bytes; a block up to this size serves any smaller request
+WASTE = 2  # a larger block serves a request of at least 1 / WASTE of it: what is kept for long pins no more than that
 
 
 class _Block(NamedTuple):
@@ -62,6 +65,7 @@ class Arena:
         self._lock = threading.Lock()
         self.reserved_bytes = 0
         self.blocks = 0
+        _arenas.add(self)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """An uninitialised C-contiguous array, aligned to 64 bytes."""
@@ -72,10 +76,23 @@ class Arena:
             while self._returned:
                 insort(self._free, self._returned.popleft())
             place = bisect_left(self._free, (size,))
-            if place < len(self._free) and (size >= SMALL or self._free[place].size <= SMALL):
+            if place < len(self._free) and self._free[place].size <= max(SMALL, WASTE * size):
                 block = self._free.pop(place)
             else:
                 block = _Block.of_size(size, self.blocks)
                 self.blocks += 1
                 self.reserved_bytes += size
         return np.asarray(_Lease(self, block, shape, dtype))
+
+
+_arenas: "weakref.WeakSet[Arena]" = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    """In a forked child: a thread that held a lock is not there to release it."""
+    for arena in _arenas:
+        arena._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minidl.backends.arena import ALIGNMENT, SMALL, Arena
+from minidl.backends.arena import ALIGNMENT, SMALL, WASTE, Arena
 
 
 def address(array: np.ndarray) -> int:
@@ -111,6 +111,29 @@ def test_small_requests_do_not_take_big_blocks() -> None:
     assert address(scalar) != place
     assert address(arena.empty((4 * SMALL,), np.uint8)) == place
     assert arena.reserved_bytes == 4 * SMALL + ALIGNMENT
+
+
+@pytest.mark.parametrize(("size", "takes"), [(SMALL, False), (3 * SMALL, False), (4 * SMALL, True), (8 * SMALL, True)])
+def test_what_is_kept_pins_no_more_than_twice_its_size(size: int, takes: bool) -> None:
+    """Logits that are kept would otherwise hold the block of an activation, and each step would need another one."""
+    assert WASTE == 2
+    arena = Arena()
+    activation = arena.empty((8 * SMALL,), np.uint8)
+    place = address(activation)
+    del activation
+    kept = arena.empty((size,), np.uint8)
+    assert (address(kept) == place) == takes
+    assert kept.base.block.size <= 2 * size
+
+
+def test_outputs_that_are_kept_cost_their_own_size() -> None:
+    arena = Arena()
+    kept = []
+    for _ in range(20):
+        activation = arena.empty((64 * SMALL,), np.uint8)
+        del activation
+        kept.append(arena.empty((2 * SMALL,), np.uint8))
+    assert arena.reserved_bytes == 64 * SMALL + 20 * 2 * SMALL
 
 
 def test_the_same_requests_need_the_same_memory() -> None:

@@ -1,7 +1,10 @@
 """Workers: every piece once, whoever does it; errors arrive; scratch is each thread's own."""
 
 import contextlib
+import gc
+import itertools
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -11,7 +14,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from minidl.backends.cpu.threads import BLAS, Workers, available_cores
+from minidl.backends.cpu.threads import BLAS, MAX_THREADS, Workers, available_cores
+from minidl.errors import ConfigError
+from minidl.training.config import TrainConfig, validate
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
@@ -210,6 +215,78 @@ def test_there_are_as_many_cores_as_this_process_may_use() -> None:
     assert available_cores() == expected >= 1
 
 
+@pytest.mark.parametrize("threads", [0, -1, MAX_THREADS + 1, 10**9])
+def test_a_number_of_threads_that_is_a_slip_is_refused(threads: int, monkeypatch) -> None:
+    monkeypatch.setattr(threading.Thread, "start", lambda _: pytest.fail("started one"))
+    with pytest.raises(ValueError, match=f"the number of threads must be from 1 to 4,096, got {threads}"):
+        Workers(threads)
+    with pytest.raises(ConfigError, match="--threads must be "):  # the command line's limits are the same
+        validate(TrainConfig(threads=threads))
+
+
+def test_too_many_threads_leave_nothing_behind(monkeypatch) -> None:
+    """The system refuses the third: the two that were started are told to end, and nobody else is told anything."""
+    start, refused = threading.Thread.start, RuntimeError("can't start new thread")
+    before, told = set(threading.enumerate()), []
+
+    def limited(thread: threading.Thread) -> None:
+        if len(set(threading.enumerate()) - before) == 2:
+            raise refused
+        start(thread)
+
+    class Queue(queue.SimpleQueue):
+        def put(self, item: object) -> None:
+            told.append(item)
+            super().put(item)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    monkeypatch.setattr("minidl.backends.cpu.threads.SimpleQueue", Queue)
+    with contextlib.suppress(RuntimeError):
+        Workers(1000)
+    refused.__traceback__ = None  # it holds the half-made workers
+    gc.collect()
+    assert told == [None, None]
+    limit = time.monotonic() + 10
+    while set(threading.enumerate()) - before:
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+class Library:
+    """Like one of threadpoolctl's; Ctrl-C comes at the call number `interrupt`, before or after it has effect."""
+
+    def __init__(self, calls: Iterator[int], interrupt: int, late: bool) -> None:
+        self.threads, self.calls, self.interrupt, self.late = 4, calls, interrupt, late
+
+    def get_num_threads(self) -> int:
+        return self._called(self.threads)
+
+    def set_num_threads(self, threads: int) -> None:
+        self._called(threads)
+
+    def _called(self, threads: int) -> int:
+        now = next(self.calls) == self.interrupt
+        if not now or self.late:
+            self.threads = threads
+        if now:
+            raise KeyboardInterrupt
+        return self.threads
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("interrupt", range(6))
+def test_ctrl_c_at_any_moment_leaves_the_number_of_blas_threads_alone(interrupt: int, late: bool) -> None:
+    blas, calls = type(BLAS)(), itertools.count()
+    blas.libraries = [Library(calls, interrupt, late) for _ in range(2)]
+    with contextlib.suppress(KeyboardInterrupt), blas.one_thread():
+        assert [library.threads for library in blas.libraries] == [1, 1]
+    assert next(calls) > interrupt
+    assert [library.threads for library in blas.libraries] == [4, 4]
+    with blas.one_thread():
+        assert [library.threads for library in blas.libraries] == [1, 1]
+    assert [library.threads for library in blas.libraries] == [4, 4]
+
+
 FORK = """
 import os, threading, warnings
 import numpy as np
@@ -235,3 +312,45 @@ os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 def test_a_forked_child_can_work() -> None:
     """As in a pool of multiprocessing's, which forks on Linux before Python 3.14."""
     assert subprocess.run([sys.executable, "-c", FORK], timeout=60, check=False).returncode == 0
+
+
+FORK_WHILE_OTHERS_COMPUTE = """
+import os, threading, warnings
+from minidl.backends.cpu import CpuBackend
+from minidl.backends.cpu.threads import BLAS
+warnings.simplefilter("ignore")  # Python 3.12 warns of threads at a fork
+backend = CpuBackend(threads=2)
+counts = lambda: [library.get_num_threads() for library in BLAS.libraries]
+for library in BLAS.libraries:
+    library.set_num_threads(2)
+ready, over = threading.Event(), threading.Event()
+def busy():
+    with BLAS.one_thread(), BLAS._lock, backend.arena._lock:
+        ready.set()
+        over.wait()
+other = threading.Thread(target=busy)
+other.start()
+ready.wait()
+child = os.fork()
+if child == 0:
+    def work():
+        backend.empty((8, 8))
+        with BLAS.one_thread():
+            pass
+        backend.empty((8, 8))
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(5)
+    os._exit(3 if thread.is_alive() else 0 if set(counts()) <= {2} else 4)
+code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+over.set()
+other.join()
+backend.empty((8, 8))
+os._exit(code or (0 if set(counts()) <= {2} else 5))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_child_forked_while_another_thread_computes_can_work() -> None:
+    command = [sys.executable, "-c", FORK_WHILE_OTHERS_COMPUTE]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 0

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+MAX_THREADS = 4096  # more than any machine has cores; at some ten thousand a process dies of it
+
 # NaN and infinity are values here, wherever they come from; the training loop looks out for them.
 QUIET: dict[str, Any] = {"divide": "ignore", "invalid": "ignore", "over": "ignore", "under": "ignore"}
 
@@ -61,26 +63,43 @@ class _Blas:
     def __init__(self) -> None:
         self.libraries = ThreadpoolController().select(user_api="blas").lib_controllers
         self._lock = threading.Lock()
-        self._users = 0
-        self._before: list[int] = []
+        self._users: set[tuple[int, object]] = set()  # each with its thread
+        self._before: list[int] | None = None  # the numbers to go back to, while they are lowered
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._after_fork)
 
     @contextlib.contextmanager
     def one_thread(self) -> Iterator[None]:
         """Inside, a matrix product runs on the thread that asks for it, so that ours share out the products."""
-        with self._lock:
-            if self._users == 0:
-                self._before = [library.get_num_threads() for library in self.libraries]
+        user = threading.get_ident(), object()
+        try:
+            with self._lock:
+                self._users.add(user)
+                if self._before is None:
+                    self._before = [library.get_num_threads() for library in self.libraries]
                 for library in self.libraries:
                     library.set_num_threads(1)
-            self._users += 1
-        try:
             yield
         finally:
-            with self._lock:
-                self._users -= 1
-                if self._users == 0:
-                    for library, threads in zip(self.libraries, self._before, strict=True):
-                        library.set_num_threads(threads)
+            try:
+                self._leave(user)
+            except BaseException:  # Ctrl-C, in the middle of it
+                self._leave(user)
+                raise
+
+    def _leave(self, user: tuple[int, object]) -> None:
+        """The last one out sets the numbers back; may be repeated."""
+        with self._lock:
+            self._users.discard(user)
+            if not self._users and self._before is not None:
+                for library, threads in zip(self.libraries, self._before, strict=True):
+                    library.set_num_threads(threads)
+                self._before = None
+
+    def _after_fork(self) -> None:
+        """In a child: the other threads, and what they held and used, are not there."""
+        self._lock = threading.Lock()
+        self._users = {user for user in self._users if user[0] == threading.get_ident()}
 
 
 BLAS = _Blas()
@@ -90,21 +109,24 @@ class Workers:
     """`threads` threads, the caller's among them."""
 
     def __init__(self, threads: int) -> None:
-        if threads < 1:
-            raise ValueError(f"the number of threads must be at least 1, got {threads}")
+        if not 1 <= threads <= MAX_THREADS:
+            raise ValueError(f"the number of threads must be from 1 to {MAX_THREADS:,}, got {threads}")
         self.threads = threads
+        self._process = 0
         self._scratch = threading.local()
         self._start()
 
     def _start(self) -> None:
-        self._process = os.getpid()
+        self._started = 0  # the system may refuse some
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         for i in range(self.threads - 1):
             threading.Thread(target=_serve, args=(self._jobs,), name=f"minidl-{i + 1}", daemon=True).start()
+            self._started += 1
+        self._process = os.getpid()  # last: in a forked child, another thread may look at it meanwhile
 
     def __del__(self) -> None:
         if hasattr(self, "_jobs"):
-            for _ in range(self.threads - 1):
+            for _ in range(self._started):
                 self._jobs.put(None)
 
     def run(self, function: Callable[..., None], count: int, grain: int, *args: Any) -> None:
