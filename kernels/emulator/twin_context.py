@@ -1,0 +1,160 @@
+"""The launch as the twin of an intrinsic sees it (`kernels.emulator.context.Context`)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.emulator.context import Observer
+from kernels.emulator.faults import UnsupportedFeature
+from kernels.emulator.lanes import Lanes
+from kernels.emulator.shadow import WRITE, Access
+
+if TYPE_CHECKING:
+    from kernels.emulator.machine import Machine
+
+Vector = NDArray[Any]
+
+
+@dataclass
+class Copy:
+    """Shared memory that cp.async is filling: elements of the shadow, and the thread of each."""
+
+    array: Any
+    units: Vector
+    code: Vector
+
+
+class TwinContext:
+    """The active lanes and the memory, at one instruction."""
+
+    def __init__(self, machine: "Machine", lanes: Lanes) -> None:
+        self._machine = machine
+        self._lanes = lanes
+        self.threads = machine.threads
+
+    @property
+    def lanes(self) -> Vector:
+        """Ids of the active lanes in the batch, ascending."""
+        return self._lanes.ids
+
+    @property
+    def observer(self) -> Observer | None:
+        """Who counts."""
+        return self._machine.observer
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """File and line of the source."""
+        return self._machine.place()
+
+    def load(self, pointer: Any, index: Any, count: int = 1) -> tuple[Any, ...]:
+        """Consecutive elements, one value each."""
+        if count == 1:
+            return (pointer.load(self._lanes, index),)
+        return tuple(pointer.load_wide(self._lanes, index, count))
+
+    def store(self, pointer: Any, index: Any, values: Sequence[Any]) -> None:
+        """Store consecutive elements."""
+        if len(values) == 1:
+            pointer.store(self._lanes, index, values[0])
+        else:
+            pointer.store_wide(self._lanes, index, values)
+
+    def vector(self, value: Any) -> Vector:
+        """One element a lane."""
+        return self._lanes.vector(value)
+
+    def warps(self, value: Any) -> Vector:
+        """One element a lane, as (warps, 32)."""
+        self._machine.warp.require(self._lanes, np.uint32(0xFFFFFFFF), "an instruction of a whole warp")
+        return self._machine.warp.rows(self._lanes, value)
+
+    def unwarp(self, rows: Vector) -> Vector:
+        """(warps, 32) as one element a lane."""
+        return self._machine.warp.back(self._lanes, rows)
+
+    def shared_address(self, array: Any, index: Any) -> Vector:
+        """Byte addresses in the block's shared memory."""
+        if array.space != "shared":
+            self.refuse(f"the shared-memory address of {array.name}, which is in {array.space} memory")
+        return array.addresses(self._lanes, index)
+
+    def at_shared(self, address: Any, dtype: Any) -> tuple[Any, Vector]:
+        """The shared array at an address, taken as one row of `dtype`, and the index in it."""
+        dtype = np.dtype(dtype)
+        addresses = np.asarray(self._lanes.vector(address), np.int64)
+        arrays = list(self._machine.shared.values())
+        # an array of this type first: dynamic shared memory may be several arrays at one place
+        for array in sorted(arrays, key=lambda array: array.dtype != dtype):
+            offset = addresses - array.address
+            size = array.length * array.dtype.itemsize
+            if not 0 <= offset[0] < size:
+                continue
+            if np.any(offset % dtype.itemsize):
+                self.refuse(f"shared memory addressed at no multiple of {dtype.itemsize} bytes")
+            if any(np.any(other.contains(addresses) & ~array.contains(addresses)) for other in arrays):
+                self.refuse("addresses in several shared arrays in one instruction")
+            return array.reinterpreted(dtype), offset // dtype.itemsize
+        return self.refuse("an address that is in no shared array")
+
+    def at_global(self, address: Any, dtype: Any) -> Any:
+        """A pointer to global memory by address."""
+        return self._machine.pointer(address, np.dtype(dtype))
+
+    def address(self, pointer: Any, index: Any) -> Vector:
+        """Byte addresses in global memory."""
+        wide = np.asarray(self._lanes.vector(index)).astype(np.int64) * pointer.dtype.itemsize
+        return np.asarray(wide.astype(np.uint64) + np.asarray(pointer.address, np.uint64), np.uint64)
+
+    def start_copy(self, pointer: Any, index: Any, values: Sequence[Any]) -> Any:
+        """Store into shared memory what is not to be read before `finish_copy`."""
+        if pointer.space != "shared":
+            self.refuse(f"an asynchronous copy to {pointer.name}, which is no shared array")
+        self.store(pointer, index, values)
+        memory = pointer.memory
+        if memory.written is None:
+            return None
+        units = pointer.units(self._lanes, index, len(values))
+        if memory.arriving is None:
+            memory.arriving = np.zeros_like(memory.written)
+        memory.written[units] = False
+        memory.arriving[units] = True
+        return Copy(pointer, units, self._lanes.code.repeat(len(units) // self._lanes.n))
+
+    def finish_copy(self, token: Any, arrived: Vector | None = None) -> None:
+        """What was copied is there, or that of some of the lanes."""
+        if token is None:
+            return
+        units, code = token.units, token.code
+        if arrived is not None:
+            meant = arrived.repeat(len(units) // len(arrived))
+            units, code = units[meant], code[meant]
+        memory = token.array.memory
+        memory.written[units] = True
+        memory.arriving[units] = False
+        machine = self._machine
+        access = Access(WRITE, units, code, machine.clock, machine.place(), token.array.name)
+        memory.shadow.access(token.array.key, access)
+
+    def within(self, mask: Vector) -> "TwinContext":
+        """The same for some of the active lanes."""
+        count = int(np.count_nonzero(mask))
+        return self if count == self._lanes.n else TwinContext(self._machine, self._lanes.sub(mask, count))
+
+    def state(self, key: str, make: Callable[[], Any]) -> Any:
+        """What twins keep for this batch of blocks."""
+        if key not in self._machine.states:
+            self._machine.states[key] = make()
+        return self._machine.states[key]
+
+    def count(self, operation: str, dtype: Any, times: int = 1) -> None:
+        """Tell of arithmetic on the active lanes."""
+        if self.observer is not None:
+            self.observer.arithmetic(self.place, operation, np.dtype(dtype), times * self._lanes.n)
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raise UnsupportedFeature at this line."""
+        self._machine.fault(UnsupportedFeature, what)
