@@ -6,14 +6,23 @@
 
 Shapes   x, dx (n, c_in); w, dw (c_out, c_in), PyTorch's layout; bias (c_out,) or None; y, dy (n, c_out).
 Work     2 * n * c_in * c_out floating-point operations each.
+Traffic  each reads its two factors and writes its result once, by the definition (kernels/matmul.py).
 Edges    NaN and infinity follow the sums: a row of x with a NaN makes its row of y NaN. No rows: y and dx are empty,
          dw = 0.
+
+All three are one kernel, the matrix product of kernels/matmul.py with one factor transposed or none. It takes all sizes
+at run time, so every linear layer of a network runs the same few specialisations.
 """
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kernels.errors import ShapeError
+from kernels.launch import Array as DeviceArray
+from kernels.launch import Runner, techniques
+from kernels.matmul import product
 
 Array = NDArray[Any]
 
@@ -35,3 +44,49 @@ def linear_backward_input_reference(dy: Array, w: Array) -> Array:
 def linear_backward_weight_reference(x: Array, dy: Array) -> Array:
     """The gradient dw (c_out, c_in)."""
     return dy.T @ x
+
+
+@techniques("plain", "tiled")
+def linear_forward(
+    run: Runner,
+    x: DeviceArray,
+    w: DeviceArray,
+    bias: DeviceArray | None,
+    y: DeviceArray,
+    *,
+    technique: str | None = None,
+) -> None:
+    """Launch on `run`. Raises ShapeError unless the shapes are those above."""
+    _check("linear_forward", x=x, w=w, y=y)
+    if bias is not None and tuple(bias.shape) != (w.shape[0],):
+        raise ShapeError(f"linear_forward: bias has shape {tuple(bias.shape)}, expected {(w.shape[0],)}")
+    product(run, x, w, bias, y, b_transposed=True, technique=technique)
+
+
+@techniques("plain", "tiled")
+def linear_backward_input(
+    run: Runner, dy: DeviceArray, w: DeviceArray, dx: DeviceArray, *, technique: str | None = None
+) -> None:
+    """Launch on `run`. Raises ShapeError unless the shapes are those above."""
+    _check("linear_backward_input", dx=dx, w=w, dy=dy)
+    product(run, dy, w, None, dx, technique=technique)
+
+
+@techniques("plain", "tiled")
+def linear_backward_weight(
+    run: Runner, x: DeviceArray, dy: DeviceArray, dw: DeviceArray, *, technique: str | None = None
+) -> None:
+    """Launch on `run`. Raises ShapeError unless the shapes are those above."""
+    _check("linear_backward_weight", x=x, dw=dw, dy=dy)
+    product(run, dy, x, None, dw, a_transposed=True, technique=technique)
+
+
+def _check(operation: str, **arrays: DeviceArray) -> None:
+    """Raise ShapeError unless input (n, c_in), weights (c_out, c_in) and output (n, c_out), by name, fit each other."""
+    (x_name, x), (w_name, w), (y_name, y) = ((name, tuple(array.shape)) for name, array in arrays.items())
+    if len(x) != 2:
+        raise ShapeError(f"{operation}: {x_name} has shape {x}, expected (n, c_in)")
+    if len(w) != 2 or w[1] != x[1]:
+        raise ShapeError(f"{operation}: {w_name} has shape {w}, expected (c_out, {x[1]}) as {x_name} is {x}")
+    if y != (x[0], w[0]):
+        raise ShapeError(f"{operation}: {y_name} has shape {y}, expected {(x[0], w[0])} for {x_name} {x}, {w_name} {w}")

@@ -13,7 +13,8 @@ Adam at step t = 1, 2, ... (moments m1, m2 start at 0), where AdamW decays the v
     m2 = beta2 * m2 + (1 - beta2) * g²
     value = value - lr / (1 - beta1^t) * m1 / (sqrt(m2 / (1 - beta2^t)) + eps)
 
-Shapes   value, grad, velocity, first_moment, second_moment: equal shapes, any number of axes.
+Shapes   value, grad, velocity, first_moment, second_moment: equal shapes, any number of axes. The host functions take
+         lists of such arrays, float32 and C-contiguous; their kernels are in kernels/updates.py.
 Edges    A NaN or an infinity of the gradient stays in its own element.
 Sources  I. Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013, in the
          form of torch.optim.SGD, which multiplies the velocity, not the gradient, by lr; D. Kingma, J. Ba, "Adam",
@@ -21,10 +22,17 @@ Sources  I. Sutskever et al., "On the importance of initialization and momentum 
          arXiv:1711.05101.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kernels.device import index_type
+from kernels.errors import ShapeError
+from kernels.launch import Array as DeviceArray
+from kernels.launch import Runner, techniques, wide
+from kernels.updates import adam_numbers, chunks_of, sgd_numbers, update_tensors_scalar, update_tensors_vector
 
 Array = NDArray[Any]
 
@@ -72,3 +80,92 @@ def adam_reference(
     mean = first_moment / (1 - beta1**step)
     mean_square = second_moment / (1 - beta2**step)
     return value - lr * mean / (np.sqrt(mean_square) + eps), first_moment, second_moment
+
+
+@techniques("scalar", "vector")
+def sgd(
+    run: Runner,
+    values: Sequence[DeviceArray],
+    grads: Sequence[DeviceArray],
+    velocities: Sequence[DeviceArray],
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    *,
+    numbers: DeviceArray | None = None,
+    technique: str | None = None,
+) -> None:
+    """Launch on `run`; `velocities` is empty when momentum is 0.
+
+    With `numbers`, `sgd_numbers` in device memory, lr, momentum and weight_decay are read from there when the kernel
+    runs, so a captured step sees what was copied into it last. The vector technique falls back on the scalar one where
+    an array does not start at a multiple of 16 bytes.
+
+    Raises:
+        ShapeError: The lists do not fit each other.
+    """
+    lists = {"values": values, "grads": grads} | ({"velocities": velocities} if len(velocities) else {})
+    host = sgd_numbers(lr, momentum, weight_decay)
+    rule = "sgd" if not len(velocities) else "nesterov" if nesterov else "momentum"
+    _update("sgd", run, lists, rule, host, numbers, technique)
+
+
+@techniques("scalar", "vector")
+def adam(
+    run: Runner,
+    values: Sequence[DeviceArray],
+    grads: Sequence[DeviceArray],
+    first_moments: Sequence[DeviceArray],
+    second_moments: Sequence[DeviceArray],
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+    *,
+    numbers: DeviceArray | None = None,
+    technique: str | None = None,
+) -> None:
+    """Launch on `run`; `numbers`, `adam_numbers` in device memory, takes the place of all from `step` on, as for `sgd`.
+
+    Raises:
+        ShapeError: The lists do not fit each other.
+    """
+    lists = {"values": values, "grads": grads, "first_moments": first_moments, "second_moments": second_moments}
+    host = adam_numbers(step, lr, beta1, beta2, eps, weight_decay, decoupled)
+    _update("adam", run, lists, "adam", host, numbers, technique)
+
+
+def _update(
+    operation: str,
+    run: Runner,
+    lists: dict[str, Sequence[DeviceArray]],
+    rule: str,
+    host: Array,
+    numbers: DeviceArray | None,
+    technique: str | None,
+) -> None:
+    values = lists["values"]
+    for name, arrays in lists.items():
+        if len(arrays) != len(values):
+            raise ShapeError(f"{operation}: {name} has {len(arrays)} arrays, expected {len(values)} as values has")
+        for i, (array, value) in enumerate(zip(arrays, values, strict=True)):
+            if array.shape != value.shape:
+                raise ShapeError(
+                    f"{operation}: {name}[{i}] has shape {tuple(array.shape)}, expected {tuple(value.shape)} as "
+                    f"values[{i}] has"
+                )
+    sizes = tuple(int(value.size) for value in values)
+    if not sum(sizes):
+        return
+    everything = [array for arrays in lists.values() for array in arrays]
+    factory = update_tensors_vector if technique != "scalar" and wide(*everything) else update_tensors_scalar
+    chunks = chunks_of(run, sizes)
+    numbers = run.upload(host) if numbers is None else numbers
+    run(
+        factory(index_type(max(sizes)), rule),
+        run.addresses(everything), chunks, numbers, len(values), chunks.size // 3, sum(sizes),
+    )  # fmt: skip

@@ -33,9 +33,9 @@ _BITS = np.uint64(32)
 def philox4x32(c0: Any, c1: Any, c2: Any, c3: Any, k0: Any, k1: Any) -> tuple[Any, Any, Any, Any]:
     """The four uint32 words of one block; counter and key words in [0, 2^32).
 
-    Scalars or NumPy arrays of equal shape; it compiles unchanged under Numba. Every operand's width is written out,
-    because Numba widens the sum or product of two uint32 to 64 bits and NumPy lets it overflow: products and key sums
-    are formed in 64 bits and cut to 32.
+    Scalars or NumPy arrays of equal shape; it compiles unchanged under Numba, for CPU and GPU. Every operand's width is
+    written out, because Numba widens the sum or product of two uint32 to 64 bits and NumPy lets it overflow: products
+    and key sums are formed in 64 bits and cut to 32.
     """
     c0, c1, c2, c3 = np.uint32(c0), np.uint32(c1), np.uint32(c2), np.uint32(c3)
     k0, k1 = np.uint32(k0), np.uint32(k1)

@@ -1,19 +1,34 @@
 """Batch normalization: statistics of a batch, their use, the gradients and the running estimates."""
 
+from kernels.batch_statistics import BatchStatistics
+from kernels.batchnorm.apply import batchnorm_add_relu_apply, batchnorm_apply
+from kernels.batchnorm.backward import batchnorm_add_relu_backward, batchnorm_backward
 from kernels.batchnorm.reference import (
-    BatchStatistics,
+    batchnorm_add_relu_apply_reference,
+    batchnorm_add_relu_backward_reference,
     batchnorm_apply_reference,
     batchnorm_backward_reference,
     batchnorm_running_statistics_reference,
     batchnorm_statistics_reference,
     batchnorm_update_running_reference,
 )
+from kernels.batchnorm.running import batchnorm_running_statistics, batchnorm_update_running
+from kernels.batchnorm.statistics import batchnorm_statistics
 
 __all__ = [
     "BatchStatistics",
+    "batchnorm_add_relu_apply",
+    "batchnorm_add_relu_apply_reference",
+    "batchnorm_add_relu_backward",
+    "batchnorm_add_relu_backward_reference",
+    "batchnorm_apply",
     "batchnorm_apply_reference",
+    "batchnorm_backward",
     "batchnorm_backward_reference",
+    "batchnorm_running_statistics",
     "batchnorm_running_statistics_reference",
+    "batchnorm_statistics",
     "batchnorm_statistics_reference",
+    "batchnorm_update_running",
     "batchnorm_update_running_reference",
 ]

@@ -6,6 +6,7 @@ Of each channel, over the m rows of a batch:
     var  = sum((x - mean)²) / m                         biased
     xhat = (x - mean) / sqrt(var + eps)
     y    = gamma * xhat + beta                          and max(y, 0) where a ReLU is fused
+    y    = max(gamma * xhat + beta + residual, 0)       where a residual connection and its ReLU are
 
 Backward, with g = dy (where a ReLU is fused: dy where y > 0, else 0):
 
@@ -13,41 +14,29 @@ Backward, with g = dy (where a ReLU is fused: dy where y > 0, else 0):
     dgamma = sum(g * xhat)
     dx     = gamma / sqrt(var + eps) * (g - dbeta / m - xhat * dgamma / m)      through the batch's statistics
     dx     = gamma / sqrt(var + eps) * g                                        through fixed ones (evaluation)
+    dresidual = g
 
 Running estimates, with factor f (PyTorch's `momentum`, the weight of the new value):
 
     running_mean += f * (mean - running_mean)
     running_var  += f * (var * m / (m - 1) - running_var)                       unbiased
 
-Shapes   x, y, dy, dx: (..., c), all leading axes together being the rows; everything else: (c,).
+Shapes   x, y, dy, dx, residual: (..., c), all leading axes together being the rows; everything else: (c,).
 Edges    A constant channel has variance 0 exactly, so y = beta. A NaN or an infinity poisons its own channel and no
          other. No rows: y and dx are empty, dgamma = dbeta = 0; statistics need at least one row.
 Sources  S. Ioffe, C. Szegedy, "Batch Normalization", 2015, arXiv:1502.03167, algorithms 1 and 2; the running estimates
          and evaluation's backward are PyTorch's (torch.nn.functional.batch_norm).
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.activation import relu_backward_reference, relu_forward_reference
+from kernels.batch_statistics import BatchStatistics
 
 Array = NDArray[Any]
-
-
-class BatchStatistics(NamedTuple):
-    """What normalization needs to know of each channel; four (c,) arrays.
-
-    The mean is kept as the pair shift + delta: `shift` is an element of the channel, `delta` the small rest, so that
-    (x - shift) - delta loses nothing where the mean is large beside the deviation: at mean 1e4, deviation 1e-2, y is
-    right to 1e-6, where one float32 mean costs 5e-2 (tests/lab/test_wrong_algorithms.py).
-    """
-
-    shift: Any  # arrays of the device at hand: numpy.ndarray here
-    delta: Any
-    var: Any  # biased: the mean of squared deviations
-    inv_std: Any  # 1 / sqrt(var + eps)
 
 
 @np.errstate(invalid="ignore", over="ignore")
@@ -106,6 +95,30 @@ def batchnorm_backward_reference(
     """
     if relu:
         dy = relu_backward_reference(dy, batchnorm_apply_reference(x, statistics, gamma, beta, relu=True))
+    return _gradients(x, dy, statistics, gamma, training)
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def batchnorm_add_relu_apply_reference(
+    x: Array, residual: Array, statistics: BatchStatistics, gamma: Array | None, beta: Array | None
+) -> Array:
+    """The output of a residual block: max(y + residual, 0), where y is that of `batchnorm_apply_reference`."""
+    return relu_forward_reference(batchnorm_apply_reference(x, statistics, gamma, beta, relu=False) + residual)
+
+
+def batchnorm_add_relu_backward_reference(
+    x: Array, y: Array, dy: Array, statistics: BatchStatistics, gamma: Array | None, training: bool
+) -> tuple[Array, Array, Array | None, Array | None]:
+    """(dx, dresidual, dgamma, dbeta); y is the output of `batchnorm_add_relu_apply_reference`, which tells the mask."""
+    dresidual = relu_backward_reference(dy, y)
+    dx, dgamma, dbeta = _gradients(x, dresidual, statistics, gamma, training)
+    return dx, dresidual, dgamma, dbeta
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def _gradients(
+    x: Array, dy: Array, statistics: BatchStatistics, gamma: Array | None, training: bool
+) -> tuple[Array, Array | None, Array | None]:
     xhat = _normalized(x, statistics)
     leading = tuple(range(x.ndim - 1))
     dbeta = dy.sum(axis=leading)

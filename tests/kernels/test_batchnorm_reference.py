@@ -4,6 +4,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from kernels.batchnorm import (
     BatchStatistics,
+    batchnorm_add_relu_apply_reference,
+    batchnorm_add_relu_backward_reference,
     batchnorm_apply_reference,
     batchnorm_backward_reference,
     batchnorm_running_statistics_reference,
@@ -98,6 +100,38 @@ def test_agrees_with_pytorch(torch, rng, shape, affine: bool, training: bool, re
     close = {"rtol": 1e-12, "atol": 1e-12}  # both in float64, with mean and deviation of like size
     assert_allclose(y, from_torch(ty), **close)
     assert_allclose(dx, from_torch(tx.grad), **close)
+    if affine:
+        assert_allclose(dgamma, tg.grad, **close)
+        assert_allclose(dbeta, tb.grad, **close)
+    else:
+        assert dgamma is None
+        assert dbeta is None
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_end_of_a_residual_block_agrees_with_pytorch(torch, rng, shape, affine: bool, training: bool) -> None:
+    x, dy, gamma, beta = tensors(rng, shape)
+    residual = rng.standard_normal(shape)
+    if not affine:
+        gamma = beta = None
+    mean, var = rng.standard_normal(shape[-1]), rng.uniform(0.5, 2, shape[-1])
+    fixed = batchnorm_running_statistics_reference(mean, var, EPS)
+    statistics = batchnorm_statistics_reference(x, EPS) if training else fixed
+
+    tx, tr = (to_torch(torch, array, requires_grad=True) for array in (x, residual))
+    tg, tb = (torch.tensor(v, requires_grad=True) if affine else None for v in (gamma, beta))
+    normalized = torch.nn.functional.batch_norm(tx, torch.tensor(mean), torch.tensor(var), tg, tb, training, 0.3, EPS)
+    ty = torch.relu(normalized + tr)
+    ty.backward(to_torch(torch, dy, requires_grad=False))
+
+    y = batchnorm_add_relu_apply_reference(x, residual, statistics, gamma, beta)
+    dx, dresidual, dgamma, dbeta = batchnorm_add_relu_backward_reference(x, y, dy, statistics, gamma, training)
+    close = {"rtol": 1e-12, "atol": 1e-12}
+    assert_allclose(y, from_torch(ty), **close)
+    assert_allclose(dx, from_torch(tx.grad), **close)
+    assert_array_equal(dresidual, from_torch(tr.grad))
     if affine:
         assert_allclose(dgamma, tg.grad, **close)
         assert_allclose(dbeta, tb.grad, **close)

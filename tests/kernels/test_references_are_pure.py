@@ -6,7 +6,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels import activation, batchnorm, conv, elementwise, linear, loss, optimizer, pooling
+from kernels import (
+    activation,
+    batchnorm,
+    channels,
+    conv,
+    dropout,
+    elementwise,
+    images,
+    linear,
+    loss,
+    metrics,
+    optimizer,
+    pooling,
+)
 
 
 def calls(real: Callable[..., np.ndarray]) -> dict[str, Callable[[], Any]]:
@@ -44,21 +57,27 @@ def calls(real: Callable[..., np.ndarray]) -> dict[str, Callable[[], Any]]:
         "batchnorm_backward in evaluation": lambda: batchnorm.batchnorm_backward_reference(
             image, image, statistics, vector, vector, False, False
         ),
+        "batchnorm_add_relu_apply": lambda: batchnorm.batchnorm_add_relu_apply_reference(
+            image, image, statistics, vector, vector
+        ),
+        "batchnorm_add_relu_backward": lambda: batchnorm.batchnorm_add_relu_backward_reference(
+            image, image, image, statistics, vector, True
+        ),
         "relu_forward": lambda: activation.relu_forward_reference(image),
         "relu_backward": lambda: activation.relu_backward_reference(image, image),
         "add": lambda: elementwise.add_reference(image, image),
-        "concat": lambda: elementwise.concat_reference([image, out]),
-        "concat of one": lambda: elementwise.concat_reference([image]),
-        "split": lambda: elementwise.split_reference(image, [1, 2]),
-        "split into one": lambda: elementwise.split_reference(image, [3]),
-        "channels_first": lambda: elementwise.channels_first_reference(image),
-        "channels_first of one channel": lambda: elementwise.channels_first_reference(real(2, 3, 3, 1)),
-        "channels_last": lambda: elementwise.channels_last_reference(real(2, 6), (2, 1, 2, 3)),
-        "channels_last of one place": lambda: elementwise.channels_last_reference(real(2, 3), (2, 1, 1, 3)),
-        "dropout": lambda: elementwise.dropout_reference(image, 0.3, 0, 0, 0),
-        "dropout of nothing": lambda: elementwise.dropout_reference(image, 0.0, 0, 0, 0),
-        "dropout of all": lambda: elementwise.dropout_reference(image, 1.0, 0, 0, 0),
-        "gather_images": lambda: elementwise.gather_images_reference(raw, index, shifts, flips, vector, var),
+        "concat": lambda: channels.concat_reference([image, out]),
+        "concat of one": lambda: channels.concat_reference([image]),
+        "split": lambda: channels.split_reference(image, [1, 2]),
+        "split into one": lambda: channels.split_reference(image, [3]),
+        "channels_first": lambda: channels.channels_first_reference(image),
+        "channels_first of one channel": lambda: channels.channels_first_reference(real(2, 3, 3, 1)),
+        "channels_last": lambda: channels.channels_last_reference(real(2, 6), (2, 1, 2, 3)),
+        "channels_last of one place": lambda: channels.channels_last_reference(real(2, 3), (2, 1, 1, 3)),
+        "dropout": lambda: dropout.dropout_reference(image, 0.3, 0, 0, 0),
+        "dropout of nothing": lambda: dropout.dropout_reference(image, 0.0, 0, 0, 0),
+        "dropout of all": lambda: dropout.dropout_reference(image, 1.0, 0, 0, 0),
+        "gather_images": lambda: images.gather_images_reference(raw, index, shifts, flips, vector, var),
         "max_pool2d_forward": lambda: pooling.max_pool2d_forward_reference(image, *pool)[0],
         "max_pool2d_backward": lambda: pooling.max_pool2d_backward_reference(
             real(2, 2, 2, 3), places, image.shape, *pool
@@ -111,7 +130,10 @@ def test_keeps_the_dtype_and_its_inputs(dtype, operation: str) -> None:
 
 
 def test_every_reference_is_listed() -> None:
-    modules = (activation, batchnorm, conv, elementwise, linear, loss, optimizer, pooling)
+    modules = (
+        activation, batchnorm, channels, conv, dropout, elementwise, images, linear, loss, metrics, optimizer,
+        pooling,
+    )  # fmt: skip
     names = {name for module in modules for name in vars(module) if name.endswith("_reference")}
     listed = {f"{operation.split()[0]}_reference" for operation in OPERATIONS}
     other_dtypes = {f"{name}_reference" for name in ("count_correct", "all_finite", "gather_labels", "dropout_keep")}

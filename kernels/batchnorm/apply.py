@@ -1,0 +1,250 @@
+"""Batch normalization forward: y from x and its statistics. The definition is in reference.py.
+
+    y = ((x - shift) - delta) * (inv_std * gamma) + beta            one fused multiply-add after two differences
+    then max(y, 0) for a ReLU, or max(y + residual, 0) at the end of a residual block
+
+Shapes   x, residual, y (..., c) float32, C-contiguous, taken as (rows, c); all others (c,).
+Traffic  x (and residual) once, y once.
+Edges    NaN passes the ReLU.
+"""
+
+from typing import Any
+
+from numba import cuda, float32, int64, uint32
+
+from kernels.batch_statistics import BatchStatistics
+from kernels.batchnorm.split import AHEAD, BLOCK, Split, loader, require_channels, split, storer
+from kernels.device import index_type, inlined, positive
+from kernels.errors import same_shape
+from kernels.intrinsics import fma
+from kernels.launch import Array, Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques
+
+BLOCKS = 2048  # that a grid has if each thread has no more than MOST rows: one or two rounds of a large GPU
+MOST = 16  # rows of a thread: they share what it reads of its channels
+
+Affine = tuple[Array | None, Array | None]
+
+
+@inlined
+def normalized(x, shift, delta, scale, beta):
+    """Forward's value before a ReLU. Backward repeats it, to see the sign that forward saw: both round alike."""
+    return fma((x - shift) - delta, scale, beta)
+
+
+def _apply(channels: int, affine: bool, relu: bool, index: Any, width: int) -> Launch:
+    parts = Split(channels, width)
+    lanes, depth, across = parts.lanes, parts.depth, parts.across
+    load, store, loads = loader(width), storer(width), AHEAD * width
+
+    def apply(
+        x: Floats, shift: Floats, delta: Floats, inv_std: Floats, gamma: Floats, beta: Floats, y: Floats,
+        rows: Int64, span: Int64,
+    ):  # fmt: skip
+        values = cuda.local.array(loads, float32)
+        result = cuda.local.array(width, float32)
+        near = cuda.local.array(width, float32)
+        rest = cuda.local.array(width, float32)
+        scale = cuda.local.array(width, float32)
+        offset = cuda.local.array(width, float32)
+        row = cuda.threadIdx.x // lanes
+        channel = (cuda.blockIdx.y * lanes + cuda.threadIdx.x % lanes) * width
+        if row < depth and channel < channels:
+            load(shift, channel, near, 0)
+            load(delta, channel, rest, 0)
+            load(inv_std, channel, scale, 0)
+            if affine:
+                load(gamma, channel, offset, 0)
+                for j in range(width):
+                    scale[j] *= offset[j]
+                load(beta, channel, offset, 0)
+            else:
+                for j in range(width):
+                    offset[j] = float32(0)
+            at = index(cuda.blockIdx.x * span + row)
+            end = index(min(rows, (cuda.blockIdx.x + 1) * span))
+            while at < end:
+                for i in range(AHEAD):
+                    if at + i * depth < end:
+                        load(x, index((at + i * depth) * channels + channel), values, i * width)
+                for i in range(AHEAD):
+                    if at + i * depth < end:
+                        for j in range(width):
+                            value = normalized(values[i * width + j], near[j], rest[j], scale[j], offset[j])
+                            result[j] = positive(value) if relu else value
+                        store(y, index((at + i * depth) * channels + channel), result)
+                at = index(at + AHEAD * depth)
+
+    return Launch(
+        apply,
+        BLOCK,
+        lambda rows, span: (blocks_for(rows, span), across),
+        lambda rows: Cost(4 * rows * channels + 20 * channels, 4 * rows * channels, 4 * rows * channels),
+    )
+
+
+def _add_relu_apply(channels: int, affine: bool, index: Any, width: int) -> Launch:
+    parts = Split(channels, width)
+    lanes, depth, across = parts.lanes, parts.depth, parts.across
+    load, store, loads = loader(width), storer(width), AHEAD * width
+
+    def add_relu_apply(
+        x: Floats, residual: Floats, shift: Floats, delta: Floats, inv_std: Floats, gamma: Floats, beta: Floats,
+        y: Floats, rows: Int64, span: Int64,
+    ):  # fmt: skip
+        values = cuda.local.array(loads, float32)
+        others = cuda.local.array(loads, float32)
+        result = cuda.local.array(width, float32)
+        near = cuda.local.array(width, float32)
+        rest = cuda.local.array(width, float32)
+        scale = cuda.local.array(width, float32)
+        offset = cuda.local.array(width, float32)
+        row = cuda.threadIdx.x // lanes
+        channel = (cuda.blockIdx.y * lanes + cuda.threadIdx.x % lanes) * width
+        if row < depth and channel < channels:
+            load(shift, channel, near, 0)
+            load(delta, channel, rest, 0)
+            load(inv_std, channel, scale, 0)
+            if affine:
+                load(gamma, channel, offset, 0)
+                for j in range(width):
+                    scale[j] *= offset[j]
+                load(beta, channel, offset, 0)
+            else:
+                for j in range(width):
+                    offset[j] = float32(0)
+            at = index(cuda.blockIdx.x * span + row)
+            end = index(min(rows, (cuda.blockIdx.x + 1) * span))
+            while at < end:
+                for i in range(AHEAD):
+                    if at + i * depth < end:
+                        load(x, index((at + i * depth) * channels + channel), values, i * width)
+                        load(residual, index((at + i * depth) * channels + channel), others, i * width)
+                for i in range(AHEAD):
+                    if at + i * depth < end:
+                        for j in range(width):
+                            value = normalized(values[i * width + j], near[j], rest[j], scale[j], offset[j])
+                            result[j] = positive(value + others[i * width + j])
+                        store(y, index((at + i * depth) * channels + channel), result)
+                at = index(at + AHEAD * depth)
+
+    return Launch(
+        add_relu_apply,
+        BLOCK,
+        lambda rows, span: (blocks_for(rows, span), across),
+        lambda rows: Cost(8 * rows * channels + 20 * channels, 4 * rows * channels, 5 * rows * channels),
+    )
+
+
+@kernel(
+    traffic="x, shift, delta, inv_std, gamma, beta -> y",
+    examples=[
+        (1, True, False, uint32),
+        (17, True, True, uint32),
+        (64, False, True, uint32),
+        (513, False, False, int64),
+    ],
+)
+def batchnorm_apply_scalar(channels: int, affine: bool, relu: bool, index: Any) -> Launch:
+    """One channel a thread."""
+    return _apply(channels, affine, relu, index, 1)
+
+
+@kernel(
+    traffic="x, shift, delta, inv_std, gamma, beta -> y",
+    instructions=("LDG.E.128", "STG.E.128"),
+    examples=[(4, True, False, uint32), (64, True, True, uint32), (512, False, True, int64)],
+)
+def batchnorm_apply_vector(channels: int, affine: bool, relu: bool, index: Any) -> Launch:
+    """Four channels a thread, moved as 16 bytes: a quarter of the instructions. All arrays aligned to 16."""
+    return _apply(channels, affine, relu, index, 4)
+
+
+@kernel(
+    traffic="x, residual, shift, delta, inv_std, gamma, beta -> y",
+    examples=[(1, True, uint32), (17, False, uint32), (513, True, int64)],
+)
+def batchnorm_add_relu_apply_scalar(channels: int, affine: bool, index: Any) -> Launch:
+    """One channel a thread."""
+    return _add_relu_apply(channels, affine, index, 1)
+
+
+@kernel(
+    traffic="x, residual, shift, delta, inv_std, gamma, beta -> y",
+    instructions=("LDG.E.128", "STG.E.128"),
+    registers=80,  # eight loads of four floats are under way
+    examples=[(4, True, uint32), (64, True, uint32), (512, False, int64)],
+)
+def batchnorm_add_relu_apply_vector(channels: int, affine: bool, index: Any) -> Launch:
+    """Four channels a thread. All arrays aligned to 16."""
+    return _add_relu_apply(channels, affine, index, 4)
+
+
+@techniques("scalar", "vector")
+def batchnorm_apply(
+    run: Runner,
+    x: Array,
+    statistics: BatchStatistics,
+    gamma: Array | None,
+    beta: Array | None,
+    y: Array,
+    relu: bool,
+    *,
+    technique: str | None = None,
+) -> None:
+    """Normalize x into y; max(y, 0) where `relu`. gamma and beta (c,) or both None. Launch on `run`.
+
+    The vector technique falls back on the scalar one where c is no multiple of 4 or an array no multiple of 16 bytes.
+
+    Raises:
+        ShapeError: y is not of x's shape, or another array not (c,).
+        TypeError: Only one of gamma and beta is given.
+    """
+    operation = "batchnorm_apply"
+    rows = require_channels(operation, x, **statistics._asdict(), gamma=gamma, beta=beta)
+    same_shape(operation, x=x, y=y)
+    affine, parameters = is_affine(operation, gamma, beta, statistics)
+    parts = split(x, technique, y, *mean_and_scale(statistics), *parameters)
+    factory = batchnorm_apply_vector if parts.width == 4 else batchnorm_apply_scalar
+    chosen = factory(parts.channels, affine, relu, index_type(x.size))
+    run(chosen, x, *mean_and_scale(statistics), *parameters, y, rows, parts.span(rows, BLOCKS, MOST))
+
+
+@techniques("scalar", "vector")
+def batchnorm_add_relu_apply(
+    run: Runner,
+    x: Array,
+    residual: Array,
+    statistics: BatchStatistics,
+    gamma: Array | None,
+    beta: Array | None,
+    y: Array,
+    *,
+    technique: str | None = None,
+) -> None:
+    """The end of a residual block: y = max(normalized x + residual, 0). Otherwise as `batchnorm_apply`."""
+    operation = "batchnorm_add_relu_apply"
+    rows = require_channels(operation, x, **statistics._asdict(), gamma=gamma, beta=beta)
+    same_shape(operation, x=x, residual=residual, y=y)
+    affine, parameters = is_affine(operation, gamma, beta, statistics)
+    parts = split(x, technique, residual, y, *mean_and_scale(statistics), *parameters)
+    factory = batchnorm_add_relu_apply_vector if parts.width == 4 else batchnorm_add_relu_apply_scalar
+    chosen = factory(parts.channels, affine, index_type(x.size))
+    run(chosen, x, residual, *mean_and_scale(statistics), *parameters, y, rows, parts.span(rows, BLOCKS, MOST))
+
+
+def mean_and_scale(statistics: BatchStatistics) -> tuple[Array, Array, Array]:
+    """What of the statistics normalization reads: shift, delta and inv_std."""
+    return statistics.shift, statistics.delta, statistics.inv_std
+
+
+def is_affine(
+    operation: str, gamma: Array | None, beta: Array | None, statistics: BatchStatistics
+) -> tuple[bool, tuple[Array, Array]]:
+    """Whether there are gamma and beta, and what to pass in their place: where there are none, what is never read.
+
+    Raises:
+        TypeError: Only one of them is given.
+    """
+    if (gamma is None) != (beta is None):
+        raise TypeError(f"{operation}: gamma and beta are given together or not at all")
+    return (False, (statistics.inv_std, statistics.inv_std)) if gamma is None else (True, (gamma, beta))

@@ -1,0 +1,243 @@
+"""Batch normalization backward. The definition is in reference.py.
+
+With g = dy (behind a ReLU: dy where forward's y > 0, else 0) and centred = (x - shift) - delta, in three launches:
+
+    sums over rows         s = sum g        p = sum g * centred                     two stages
+    dbeta = s              dgamma = p * inv_std
+    dx = inv_std * gamma * ((g - s / rows) - centred * dgamma * inv_std / rows)     through the batch's statistics
+    dx = inv_std * gamma * g                                                        through fixed ones
+
+A ReLU's mask is computed again from x, which is read anyway. At the end of a residual block that would take the
+residual too, so the mask is taken from y; the first launch then writes dresidual = g, and the last reads that in the
+place of dy and y.
+
+Shapes   x, y, dy, dx, dresidual (..., c) float32, C-contiguous, taken as (rows, c); all others (c,).
+Traffic  x and dy twice, dx once; with a residual x twice, dy and y once, dresidual written once and read once, dx once.
+         Through fixed statistics without gamma and beta: dy once (and x once for a ReLU's mask), dx once.
+Edges    A NaN or an infinity poisons its own channel and no other. No rows: dgamma = dbeta = 0.
+"""
+
+from typing import Any
+
+from numba import cuda, float32, int64, uint32
+
+from kernels.activation import passed
+from kernels.batch_statistics import BatchStatistics
+from kernels.batchnorm.apply import BLOCKS, MOST, is_affine, mean_and_scale, normalized
+from kernels.batchnorm.gradient_sums import (
+    batchnorm_finish_gradients,
+    batchnorm_mask_and_sum_gradients_scalar,
+    batchnorm_mask_and_sum_gradients_vector,
+    batchnorm_sum_gradients_scalar,
+    batchnorm_sum_gradients_vector,
+)
+from kernels.batchnorm.split import AHEAD, BLOCK, ENOUGH, Split, loader, require_channels, split, storer
+from kernels.device import index_type
+from kernels.errors import same_shape
+from kernels.launch import Array, Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques
+
+
+def _backward(channels: int, affine: bool, training: bool, relu: bool, index: Any, width: int) -> Launch:
+    parts = Split(channels, width)
+    lanes, depth, across = parts.lanes, parts.depth, parts.across
+    load, store, loads = loader(width), storer(width), AHEAD * width
+    reads = 8 if training or relu else 4
+
+    def backward(
+        x: Floats, dy: Floats, shift: Floats, delta: Floats, inv_std: Floats, gamma: Floats, beta: Floats,
+        mean_g: Floats, slope: Floats, dx: Floats, rows: Int64, span: Int64,
+    ):  # fmt: skip
+        values = cuda.local.array(loads, float32)
+        gradients = cuda.local.array(loads, float32)
+        result = cuda.local.array(width, float32)
+        near = cuda.local.array(width, float32)
+        rest = cuda.local.array(width, float32)
+        scale = cuda.local.array(width, float32)
+        offset = cuda.local.array(width, float32)
+        mean = cuda.local.array(width, float32)
+        factor = cuda.local.array(width, float32)
+        row = cuda.threadIdx.x // lanes
+        channel = (cuda.blockIdx.y * lanes + cuda.threadIdx.x % lanes) * width
+        if row < depth and channel < channels:
+            load(inv_std, channel, scale, 0)
+            for j in range(width):
+                offset[j] = float32(0)
+            if affine:
+                load(gamma, channel, offset, 0)
+                for j in range(width):
+                    scale[j] *= offset[j]
+                if relu:
+                    load(beta, channel, offset, 0)
+            if training or relu:
+                load(shift, channel, near, 0)
+                load(delta, channel, rest, 0)
+            if training:
+                load(mean_g, channel, mean, 0)
+                load(slope, channel, factor, 0)
+            at = index(cuda.blockIdx.x * span + row)
+            end = index(min(rows, (cuda.blockIdx.x + 1) * span))
+            while at < end:
+                for i in range(AHEAD):
+                    if at + i * depth < end:
+                        load(dy, index((at + i * depth) * channels + channel), gradients, i * width)
+                        if training or relu:
+                            load(x, index((at + i * depth) * channels + channel), values, i * width)
+                for i in range(AHEAD):
+                    if at + i * depth < end:
+                        for j in range(width):
+                            g = gradients[i * width + j]
+                            if relu:
+                                g = passed(g, normalized(values[i * width + j], near[j], rest[j], scale[j], offset[j]))
+                            if training:
+                                g = (g - mean[j]) - ((values[i * width + j] - near[j]) - rest[j]) * factor[j]
+                            result[j] = scale[j] * g
+                        store(dx, index((at + i * depth) * channels + channel), result)
+                at = index(at + AHEAD * depth)
+
+    return Launch(
+        backward,
+        BLOCK,
+        lambda rows, span: (blocks_for(rows, span), across),
+        lambda rows: Cost(reads * rows * channels + 28 * channels, 4 * rows * channels, 7 * rows * channels),
+    )
+
+
+@kernel(
+    traffic="x, dy, shift, delta, inv_std, gamma, beta, mean_g, slope -> dx",
+    examples=[
+        (1, True, True, False, uint32),
+        (17, True, True, True, uint32),
+        (64, False, False, True, uint32),
+        (513, True, False, False, int64),
+    ],
+)
+def batchnorm_backward_scalar(channels: int, affine: bool, training: bool, relu: bool, index: Any) -> Launch:
+    """dx, from sums over rows where `training`. One channel a thread."""
+    return _backward(channels, affine, training, relu, index, 1)
+
+
+@kernel(
+    traffic="x, dy, shift, delta, inv_std, gamma, beta, mean_g, slope -> dx",
+    instructions=("LDG.E.128", "STG.E.128"),
+    registers=96,  # eight loads of four floats are under way
+    examples=[
+        (4, True, True, False, uint32),
+        (64, True, True, True, uint32),
+        (64, True, False, False, uint32),
+        (512, False, True, True, int64),
+    ],
+)
+def batchnorm_backward_vector(channels: int, affine: bool, training: bool, relu: bool, index: Any) -> Launch:
+    """The same with four channels a thread, moved as 16 bytes. All arrays aligned to 16."""
+    return _backward(channels, affine, training, relu, index, 4)
+
+
+@techniques("scalar", "vector")
+def batchnorm_backward(
+    run: Runner,
+    x: Array,
+    dy: Array,
+    statistics: BatchStatistics,
+    gamma: Array | None,
+    beta: Array | None,
+    dx: Array,
+    dgamma: Array | None,
+    dbeta: Array | None,
+    training: bool,
+    relu: bool,
+    *,
+    technique: str | None = None,
+) -> None:
+    """dx, and dgamma and dbeta where they are wanted; through the batch's statistics where `training`.
+
+    Three launches on `run`, or one where no sums are needed. The vector technique falls back on the scalar one where c
+    is no multiple of 4 or an array no multiple of 16 bytes.
+
+    Raises:
+        ShapeError: dy and dx are not of x's shape, or another array not (c,).
+        TypeError: Only one of gamma and beta is given.
+    """
+    operation = "batchnorm_backward"
+    channels = {"gamma": gamma, "beta": beta, "dgamma": dgamma, "dbeta": dbeta}
+    rows = require_channels(operation, x, **statistics._asdict(), **channels)
+    same_shape(operation, x=x, dy=dy, dx=dx)
+    affine, parameters = is_affine(operation, gamma, beta, statistics)
+    parts = split(x, technique, dy, dx, *mean_and_scale(statistics), *parameters)
+    subtracted = statistics.inv_std, statistics.inv_std  # not read
+    if training or dgamma is not None or dbeta is not None:
+        span = parts.span(rows, ENOUGH, rows)
+        partial = run.empty((2, blocks_for(rows, span), parts.channels))
+        factory = batchnorm_sum_gradients_vector if parts.width == 4 else batchnorm_sum_gradients_scalar
+        chosen = factory(parts.channels, affine, relu, index_type(x.size))
+        run(chosen, x, dy, *mean_and_scale(statistics), *parameters, partial, rows, span)
+        subtracted = _finish(run, partial, statistics, dgamma, dbeta, rows)
+    _launch_backward(run, parts, x, dy, statistics, parameters, subtracted, dx, (affine, training, relu))
+
+
+@techniques("scalar", "vector")
+def batchnorm_add_relu_backward(
+    run: Runner,
+    x: Array,
+    y: Array,
+    dy: Array,
+    statistics: BatchStatistics,
+    gamma: Array | None,
+    dx: Array,
+    dresidual: Array,
+    dgamma: Array | None,
+    dbeta: Array | None,
+    training: bool,
+    *,
+    technique: str | None = None,
+) -> None:
+    """Backward of `batchnorm_add_relu_apply`, whose output was y: dx, dresidual and, where wanted, dgamma and dbeta.
+
+    Three launches on `run`; otherwise as `batchnorm_backward`.
+
+    Raises:
+        ShapeError: y, dy, dx and dresidual are not of x's shape, or another array not (c,).
+    """
+    operation = "batchnorm_add_relu_backward"
+    rows = require_channels(operation, x, **statistics._asdict(), gamma=gamma, dgamma=dgamma, dbeta=dbeta)
+    same_shape(operation, x=x, y=y, dy=dy, dx=dx, dresidual=dresidual)
+    affine, parameters = is_affine(operation, gamma, gamma, statistics)  # beta is in y; here it is not read
+    parts = split(x, technique, y, dy, dx, dresidual, *mean_and_scale(statistics), *parameters)
+    span = parts.span(rows, ENOUGH, rows)
+    partial = run.empty((2, blocks_for(rows, span), parts.channels))
+    wide = parts.width == 4
+    factory = batchnorm_mask_and_sum_gradients_vector if wide else batchnorm_mask_and_sum_gradients_scalar
+    chosen = factory(parts.channels, index_type(x.size))
+    run(chosen, x, y, dy, statistics.shift, statistics.delta, dresidual, partial, rows, span)
+    subtracted = _finish(run, partial, statistics, dgamma, dbeta, rows)
+    _launch_backward(run, parts, x, dresidual, statistics, parameters, subtracted, dx, (affine, training, False))
+
+
+def _finish(
+    run: Runner, partial: Array, statistics: BatchStatistics, dgamma: Array | None, dbeta: Array | None, rows: int
+) -> tuple[Array, Array]:
+    """Dgamma and dbeta, into scratch memory where they are None; returns what dx subtracts."""
+    _, blocks, channels = partial.shape
+    dgamma, dbeta, mean_g, slope = (
+        run.empty((channels,)) if array is None else array for array in (dgamma, dbeta, None, None)
+    )
+    given = partial, statistics.inv_std, dgamma, dbeta, mean_g, slope
+    run(batchnorm_finish_gradients(), *given, blocks, channels, rows)
+    return mean_g, slope
+
+
+def _launch_backward(
+    run: Runner,
+    parts: Split,
+    x: Array,
+    dy: Array,
+    statistics: BatchStatistics,
+    parameters: tuple[Array, Array],
+    subtracted: tuple[Array, Array],
+    dx: Array,
+    options: tuple[bool, bool, bool],
+) -> None:
+    rows = x.size // parts.channels
+    factory = batchnorm_backward_vector if parts.width == 4 else batchnorm_backward_scalar
+    chosen = factory(parts.channels, *options, index_type(x.size))
+    arrays = x, dy, *mean_and_scale(statistics), *parameters, *subtracted, dx
+    run(chosen, *arrays, rows, parts.span(rows, BLOCKS, MOST))

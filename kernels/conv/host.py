@@ -1,0 +1,116 @@
+"""Convolution's host functions: each checks the shapes, picks the kernel and launches it."""
+
+from math import prod
+
+from kernels.columns import sum_columns
+from kernels.conv.direct import (
+    conv2d_backward_input_direct,
+    conv2d_backward_weight_direct,
+    conv2d_forward_direct,
+)
+from kernels.conv.geometry import geometry_of
+from kernels.conv.implicit_gemm import (
+    conv2d_backward_input_implicit_gemm,
+    conv2d_backward_weight_implicit_gemm,
+    conv2d_forward_implicit_gemm,
+)
+from kernels.device import index_type
+from kernels.errors import ShapeError
+from kernels.launch import Array, Runner, techniques
+from kernels.tiles import slices_of, span_of, tile_for
+from kernels.window import Pair
+
+THREADS = 1 << 17  # that fill a GPU
+
+
+@techniques("direct", "implicit_gemm")
+def conv2d_forward(
+    run: Runner,
+    x: Array,
+    w: Array,
+    bias: Array | None,
+    y: Array,
+    stride: Pair,
+    padding: Pair,
+    *,
+    technique: str | None = None,
+) -> None:
+    """Make y (n, ho, wo, c_out) of x (n, h, w, c_in), w (kh, kw, c_in, c_out) and bias (c_out,) or None.
+
+    Raises:
+        ShapeError: The shapes do not agree.
+    """
+    geometry = geometry_of("conv2d_forward", stride, padding, x=x.shape, w=w.shape, y=y.shape)
+    if bias is not None and tuple(bias.shape) != (geometry.c_out,):
+        raise ShapeError(f"conv2d_forward: bias has shape {tuple(bias.shape)}, expected {(geometry.c_out,)}")
+    n, with_bias = x.shape[0], bias is not None
+    given = run.empty((0,)) if bias is None else bias
+    if technique == "direct":
+        index = index_type(max(x.size, w.size, y.size))
+        run(conv2d_forward_direct(geometry, with_bias, index), x, w, given, y, n)
+        return
+    rows = n * geometry.ho * geometry.wo
+    tile = tile_for(geometry.c_out)
+    span = span_of(geometry.taps, tile, tile.cover(rows, geometry.c_out))
+    slices = slices_of(geometry.taps, span)
+    index = index_type(max(x.size, w.size, slices * y.size))
+    target = y if slices == 1 else run.empty((slices, *y.shape))
+    run(conv2d_forward_implicit_gemm(tile, geometry, with_bias, index), x, w, given, target, n, span)
+    _merge(run, slices, target, y)
+
+
+@techniques("direct", "implicit_gemm")
+def conv2d_backward_input(
+    run: Runner, dy: Array, w: Array, dx: Array, stride: Pair, padding: Pair, *, technique: str | None = None
+) -> None:
+    """Make dx (n, h, w, c_in) of dy (n, ho, wo, c_out) and w (kh, kw, c_in, c_out).
+
+    Raises:
+        ShapeError: The shapes do not agree.
+    """
+    geometry = geometry_of("conv2d_backward_input", stride, padding, dx=dx.shape, w=w.shape, dy=dy.shape)
+    n = dx.shape[0]
+    if technique == "direct":
+        run(conv2d_backward_input_direct(geometry, index_type(max(dx.size, w.size, dy.size))), dy, w, dx, n)
+        return
+    phases, rows, depth = geometry.input_products()
+    tile = tile_for(geometry.c_in)
+    span = span_of(depth, tile, phases * tile.cover(n * rows, geometry.c_in))
+    slices = slices_of(depth, span)
+    index = index_type(max(slices * dx.size, w.size, dy.size))
+    target = dx if slices == 1 else run.empty((slices, *dx.shape))
+    run(conv2d_backward_input_implicit_gemm(tile, geometry, index), dy, w, target, n, span)
+    _merge(run, slices, target, dx)
+
+
+@techniques("direct", "implicit_gemm")
+def conv2d_backward_weight(
+    run: Runner, x: Array, dy: Array, dw: Array, stride: Pair, padding: Pair, *, technique: str | None = None
+) -> None:
+    """Make dw (kh, kw, c_in, c_out) of x (n, h, w, c_in) and dy (n, ho, wo, c_out).
+
+    Raises:
+        ShapeError: The shapes do not agree.
+    """
+    geometry = geometry_of("conv2d_backward_weight", stride, padding, x=x.shape, dw=dw.shape, dy=dy.shape)
+    n = x.shape[0]
+    rows = prod(dy.shape[:3])
+    tile = tile_for(geometry.c_out, geometry.taps)
+    if technique == "direct":
+        span = max(64, -(-rows * dw.size // THREADS))
+    else:
+        span = span_of(rows, tile, tile.cover(geometry.taps, geometry.c_out))
+    slices = slices_of(rows, span)
+    index = index_type(max(x.size, dy.size, slices * dw.size))
+    target = dw if slices == 1 else run.empty((slices, *dw.shape))
+    if technique == "direct":
+        run(conv2d_backward_weight_direct(geometry, index), x, dy, target, n, span, slices)
+    else:
+        run(conv2d_backward_weight_implicit_gemm(tile, geometry, index), x, dy, target, n, span)
+    _merge(run, slices, target, dw)
+
+
+def _merge(run: Runner, slices: int, partial: Array, result: Array) -> None:
+    """Result = the sum of the slices of `partial`, unless it is `partial` itself."""
+    if slices > 1:
+        sum_columns(run, partial, result)

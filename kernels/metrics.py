@@ -1,0 +1,175 @@
+"""What is counted beside the loss: correct answers, and whether numbers are finite.
+
+Shapes   logits (n, C); targets (n,) int64; correct () int64; x any shape. On the device float32, C-contiguous.
+Traffic  each reads its inputs once.
+Edges    The first of equal logits leads. A row with a NaN is not correct, nor is one whose target is no class. An empty
+         array is finite.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import cuda, int32, int64, uint32
+from numpy.typing import NDArray
+
+from kernels.device import WARP, index_type, inlined
+from kernels.errors import ShapeError, require_shape
+from kernels.intrinsics import load4
+from kernels.launch import Array as DeviceArray
+from kernels.launch import Cost, Floats, Int32s, Int64, Int64s, Launch, Runner, blocks_for, kernel, techniques, wide
+
+Array = NDArray[Any]
+BLOCK = 256
+CHUNK = 16 * BLOCK  # elements that a block looks at
+INFINITY = np.float32(np.inf)
+
+
+def count_correct_reference(logits: Array, targets: NDArray[np.int64]) -> np.int64:
+    """Rows whose largest logit, the first of equals, is at their target. A row with a NaN is not correct."""
+    rows = np.arange(len(logits))
+    best = logits.argmax(axis=1)  # the first NaN, where there is one
+    return np.int64(((best == targets) & ~np.isnan(logits[rows, best])).sum())
+
+
+def all_finite_reference(x: Array) -> bool:
+    """Whether x, of any shape, holds neither NaN nor infinity."""
+    return bool(np.isfinite(x).all())
+
+
+# A block counts its threads by a barrier, exactly; a second launch adds the blocks' counts.
+
+
+@kernel(
+    traffic="logits, targets -> counts", registers=32, examples=[(uint32, 10, 1), (uint32, 10, 32), (int64, 999, 32)]
+)
+def count_correct_rows(index: Any, classes: int, lanes: int) -> Launch:
+    """counts: each block's correct rows, looked at by one thread or by the 32 of a warp (`lanes`)."""
+    rows = BLOCK // lanes  # of a block
+
+    def count_correct_rows(logits: Floats, targets: Int64s, counts: Int32s, n: Int64):
+        row = index(cuda.blockIdx.x * rows + cuda.threadIdx.x // lanes)
+        lane = cuda.threadIdx.x % lanes
+        leads = False
+        if row < n:
+            target = targets[row]
+            if target >= 0 and target < classes:
+                start = index(row * classes)
+                best = logits[index(start + target)]
+                leads = True
+                for k in range(lane, classes, lanes):
+                    value = logits[index(start + k)]
+                    # Written so that a NaN on either side counts as not leading.
+                    ahead = best >= value if k >= target else best > value
+                    leads = leads and ahead
+                if lanes > 1:
+                    leads = cuda.all_sync(0xFFFFFFFF, leads)
+        correct = cuda.syncthreads_count(int32(leads and lane == 0))
+        if cuda.threadIdx.x == 0:
+            counts[cuda.blockIdx.x] = correct
+
+    def cost(n: int) -> Cost:
+        return Cost(4 * n * classes + 8 * n, 4 * blocks_for(n, rows))
+
+    return Launch(count_correct_rows, BLOCK, lambda n: blocks_for(n, rows), cost)
+
+
+@inlined
+def _not_finite(value):
+    return not abs(value) < INFINITY
+
+
+@kernel(traffic="x -> counts", registers=32, examples=[(uint32,), (int64,)])
+def count_not_finite_scalar(index: Any) -> Launch:
+    """counts: each block's threads that met a NaN or an infinity."""
+
+    def count_not_finite(x: Floats, counts: Int32s, n: Int64):
+        start = cuda.blockIdx.x * CHUNK + cuda.threadIdx.x
+        met = False
+        for k in range(CHUNK // BLOCK):
+            i = index(start + k * BLOCK)
+            if i < n:
+                met |= _not_finite(x[i])
+        count = cuda.syncthreads_count(int32(met))
+        if cuda.threadIdx.x == 0:
+            counts[cuda.blockIdx.x] = count
+
+    return Launch(
+        count_not_finite, BLOCK, lambda n: blocks_for(n, CHUNK), lambda n: Cost(4 * n, 4 * blocks_for(n, CHUNK), n)
+    )
+
+
+@kernel(traffic="x -> counts", registers=40, instructions=("LDG.E.128",), examples=[(uint32,), (int64,)])
+def count_not_finite_vector(index: Any) -> Launch:
+    """The same, with loads of four elements; x aligned to 16."""
+
+    def count_not_finite(x: Floats, counts: Int32s, n: Int64):
+        start = cuda.blockIdx.x * CHUNK + 4 * cuda.threadIdx.x
+        met = False
+        for k in range(CHUNK // (4 * BLOCK)):
+            first = index(start + k * 4 * BLOCK)
+            if first + 3 < n:
+                a, b, c, d = load4(x, first)
+                met |= _not_finite(a) | _not_finite(b) | _not_finite(c) | _not_finite(d)
+            else:
+                for i in range(first, n):  # the tail, at most three elements
+                    met |= _not_finite(x[i])
+        count = cuda.syncthreads_count(int32(met))
+        if cuda.threadIdx.x == 0:
+            counts[cuda.blockIdx.x] = count
+
+    return Launch(
+        count_not_finite, BLOCK, lambda n: blocks_for(n, CHUNK), lambda n: Cost(4 * n, 4 * blocks_for(n, CHUNK), n)
+    )
+
+
+@kernel(traffic="counts -> total", registers=32, examples=[()])
+def add_counts() -> Launch:
+    """total[0]: the sum of counts. One block."""
+
+    def add_counts(counts: Int32s, total: Int64s, n: Int64):
+        sums = cuda.shared.array(BLOCK, int64)
+        thread = cuda.threadIdx.x
+        sums[thread] = int64(0)
+        for i in range(thread, n, BLOCK):
+            sums[thread] += counts[i]
+        half = BLOCK // 2
+        while half > 0:
+            cuda.syncthreads()
+            if thread < half:
+                sums[thread] += sums[thread + half]
+            half >>= 1
+        if thread == 0:
+            total[0] = sums[0]
+
+    return Launch(add_counts, BLOCK, lambda: 1, lambda n: Cost(4 * n, 8))
+
+
+@techniques("thread", "warp")
+def count_correct(
+    run: Runner, logits: DeviceArray, targets: DeviceArray, correct: DeviceArray, *, technique: str | None = None
+) -> None:
+    """Launch on `run`. Raises ShapeError unless the arrays fit each other."""
+    if len(logits.shape) != 2:
+        raise ShapeError(f"count_correct: logits has shape {tuple(logits.shape)}, expected (n, classes)")
+    n, classes = logits.shape
+    require_shape("count_correct", "targets", targets, (n,))
+    require_shape("count_correct", "correct", correct, ())
+    lanes = 1 if technique == "thread" else WARP
+    blocks = blocks_for(n * lanes, BLOCK)
+    counts = run.empty((blocks,), np.int32)
+    run(count_correct_rows(index_type(logits.size), classes, lanes), logits, targets, counts, n)
+    run(add_counts(), counts, correct, blocks)
+
+
+@techniques("scalar", "vector")
+def all_finite(run: Runner, x: DeviceArray, *, technique: str | None = None) -> bool:
+    """Launch on `run` and wait for the answer.
+
+    The vector technique falls back on the scalar one where x does not start at a multiple of 16 bytes.
+    """
+    factory = count_not_finite_vector if technique != "scalar" and wide(x) else count_not_finite_scalar
+    blocks = blocks_for(x.size, CHUNK)
+    counts, total = run.empty((blocks,), np.int32), run.empty((), np.int64)
+    run(factory(index_type(x.size)), x, counts, x.size)
+    run(add_counts(), counts, total, blocks)
+    return int(total) == 0

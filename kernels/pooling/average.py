@@ -1,0 +1,211 @@
+"""Average pooling on the device, forward and backward.
+
+Traffic  forward reads x (as often as windows overlap, but then from a cache) and writes y once; backward reads dy alike
+         and writes dx once. It gathers: a thread owns an element of dx and adds the shares of the windows that hold it.
+For maths, shapes and edges see reference.py.
+"""
+
+from typing import Any
+
+from numba import cuda, float32, int32, int64, uint32
+
+from kernels.device import index_type, inlined
+from kernels.intrinsics import load4, store4
+from kernels.launch import Array, Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques, wide
+from kernels.pooling.geometry import Geometry, geometry_of, places
+from kernels.window import Pair
+
+BLOCK = 256
+EXAMPLES = [
+    (uint32, Geometry(28, 28, 32, (2, 2), (2, 2), (0, 0)), True),
+    (uint32, Geometry(32, 32, 64, (3, 3), (1, 1), (1, 1)), False),
+    (int64, Geometry(7, 11, 4, (5, 3), (1, 2), (2, 1)), False),
+]
+WIDE = "LDG.E.128", "STG.E.128"
+
+
+def _divisor(geometry: Geometry, count_include_pad: bool) -> Any:
+    """A device function: by how much the sum of a window is divided."""
+    height, width, _, (kh, kw), (sh, sw), (ph, pw) = geometry
+    constant = count_include_pad or (ph == 0 and pw == 0)
+    taps = kh * kw
+
+    @inlined
+    def real(window, stride, padding, taps, size):
+        first = window * stride - padding
+        return min(first + taps, size) - max(first, 0)
+
+    @inlined
+    def divisor(window_row, window_column):
+        if constant:
+            return float32(taps)
+        return float32(real(window_row, sh, ph, kh, height) * real(window_column, sw, pw, kw, width))
+
+    return divisor
+
+
+@kernel(traffic="x -> y", registers=48, examples=EXAMPLES)
+def avg_pool2d_forward_scalar(index: Any, geometry: Geometry, count_include_pad: bool) -> Launch:
+    """One output a thread; neighbours have neighbouring channels."""
+    height, width, c, (kh, kw), (sh, sw), (ph, pw) = geometry
+    output, divisor = places(index, *geometry.output, c), _divisor(geometry, count_include_pad)
+
+    def avg_pool2d_forward(x: Floats, y: Floats, n: Int64):
+        i = index(cuda.blockIdx.x * BLOCK + cuda.threadIdx.x)
+        if i < n:
+            image, window_row, window_column, channel = output(i)
+            top, left = int32(window_row * sh - ph), int32(window_column * sw - pw)
+            total = float32(0)
+            for down in range(kh):
+                row = top + down
+                for across in range(kw):
+                    column = left + across
+                    if 0 <= row < height and 0 <= column < width:
+                        total += x[index((image * (height * width) + (row * width + column)) * c + channel)]
+            y[i] = total / divisor(window_row, window_column)
+
+    return Launch(avg_pool2d_forward, BLOCK, lambda n: blocks_for(n, BLOCK), _forward_cost(geometry))
+
+
+@kernel(traffic="x -> y", registers=48, instructions=WIDE, examples=EXAMPLES)
+def avg_pool2d_forward_vector(index: Any, geometry: Geometry, count_include_pad: bool) -> Launch:
+    """Four channels a thread, in loads and a store of 16 bytes. c is a multiple of 4."""
+    height, width, c, (kh, kw), (sh, sw), (ph, pw) = geometry
+    output, divisor = places(index, *geometry.output, c), _divisor(geometry, count_include_pad)
+
+    def avg_pool2d_forward(x: Floats, y: Floats, n: Int64):
+        i = index(4 * (cuda.blockIdx.x * BLOCK + cuda.threadIdx.x))
+        if i < n:
+            image, window_row, window_column, channel = output(i)
+            top, left = int32(window_row * sh - ph), int32(window_column * sw - pw)
+            total0 = total1 = total2 = total3 = float32(0)
+            for down in range(kh):
+                row = top + down
+                for across in range(kw):
+                    column = left + across
+                    if 0 <= row < height and 0 <= column < width:
+                        pixel = image * (height * width) + (row * width + column)
+                        x0, x1, x2, x3 = load4(x, index(pixel * c + channel))
+                        total0 += x0
+                        total1 += x1
+                        total2 += x2
+                        total3 += x3
+            by = divisor(window_row, window_column)
+            store4(y, i, total0 / by, total1 / by, total2 / by, total3 / by)
+
+    return Launch(avg_pool2d_forward, BLOCK, lambda n: blocks_for(n, 4 * BLOCK), _forward_cost(geometry))
+
+
+@kernel(traffic="dy -> dx", registers=48, examples=EXAMPLES)
+def avg_pool2d_backward_scalar(index: Any, geometry: Geometry, count_include_pad: bool) -> Launch:
+    """One element of dx a thread; it adds the shares of the windows that hold it."""
+    height, width, c, (kh, kw), (sh, sw), (ph, pw) = geometry
+    (ho, wo), (windows_down, windows_across) = geometry.output, geometry.overlap
+    input_place, divisor = places(index, height, width, c), _divisor(geometry, count_include_pad)
+
+    def avg_pool2d_backward(dy: Floats, dx: Floats, n: Int64):
+        i = index(cuda.blockIdx.x * BLOCK + cuda.threadIdx.x)
+        if i < n:
+            image, row, column, channel = input_place(i)
+            last, right = int32((row + ph) // sh), int32((column + pw) // sw)  # of the windows that begin before it
+            total = float32(0)
+            for up in range(windows_down):
+                window_row = last - up
+                for back in range(windows_across):
+                    window_column = right - back
+                    # A window that begins before the element may end before it too.
+                    down, across = row + ph - window_row * sh, column + pw - window_column * sw
+                    if 0 <= window_row < ho and 0 <= window_column < wo and down < kh and across < kw:
+                        pixel = image * (ho * wo) + (window_row * wo + window_column)
+                        share = float32(1) / divisor(window_row, window_column)
+                        total += dy[index(pixel * c + channel)] * share
+            dx[i] = total
+
+    return Launch(avg_pool2d_backward, BLOCK, lambda n: blocks_for(n, BLOCK), _backward_cost(geometry))
+
+
+@kernel(traffic="dy -> dx", registers=48, instructions=WIDE, examples=EXAMPLES)
+def avg_pool2d_backward_vector(index: Any, geometry: Geometry, count_include_pad: bool) -> Launch:
+    """Four channels a thread, in loads and a store of 16 bytes. c is a multiple of 4."""
+    height, width, c, (kh, kw), (sh, sw), (ph, pw) = geometry
+    (ho, wo), (windows_down, windows_across) = geometry.output, geometry.overlap
+    input_place, divisor = places(index, height, width, c), _divisor(geometry, count_include_pad)
+
+    def avg_pool2d_backward(dy: Floats, dx: Floats, n: Int64):
+        i = index(4 * (cuda.blockIdx.x * BLOCK + cuda.threadIdx.x))
+        if i < n:
+            image, row, column, channel = input_place(i)
+            last, right = int32((row + ph) // sh), int32((column + pw) // sw)
+            total0 = total1 = total2 = total3 = float32(0)
+            for up in range(windows_down):
+                window_row = last - up
+                for back in range(windows_across):
+                    window_column = right - back
+                    down, across = row + ph - window_row * sh, column + pw - window_column * sw
+                    if 0 <= window_row < ho and 0 <= window_column < wo and down < kh and across < kw:
+                        pixel = image * (ho * wo) + (window_row * wo + window_column)
+                        dy0, dy1, dy2, dy3 = load4(dy, index(pixel * c + channel))
+                        share = float32(1) / divisor(window_row, window_column)
+                        total0 += dy0 * share
+                        total1 += dy1 * share
+                        total2 += dy2 * share
+                        total3 += dy3 * share
+            store4(dx, i, total0, total1, total2, total3)
+
+    return Launch(avg_pool2d_backward, BLOCK, lambda n: blocks_for(n, 4 * BLOCK), _backward_cost(geometry))
+
+
+@techniques("scalar", "vector")
+def avg_pool2d_forward(
+    run: Runner,
+    x: Array,
+    y: Array,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+    count_include_pad: bool,
+    *,
+    technique: str | None = None,
+) -> None:
+    """Launch on `run`. Raises ShapeError where shapes do not fit.
+
+    The vector technique falls back on the scalar one where c is no multiple of 4, or an array starts at no multiple of
+    16 bytes.
+    """
+    geometry = geometry_of("avg_pool2d_forward", ("x", x), {"y": y}, kernel, stride, padding)
+    if y.size:
+        fours = geometry.c % 4 == 0 and wide(x, y)
+        factory = avg_pool2d_forward_vector if technique != "scalar" and fours else avg_pool2d_forward_scalar
+        run(factory(index_type(max(x.size, y.size)), geometry, bool(count_include_pad)), x, y, y.size)
+
+
+@techniques("scalar", "vector")
+def avg_pool2d_backward(
+    run: Runner,
+    dy: Array,
+    dx: Array,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+    count_include_pad: bool,
+    *,
+    technique: str | None = None,
+) -> None:
+    """Launch on `run`. Errors and techniques as in `avg_pool2d_forward`."""
+    geometry = geometry_of("avg_pool2d_backward", ("dx", dx), {"dy": dy}, kernel, stride, padding)
+    if dx.size:
+        fours = geometry.c % 4 == 0 and wide(dy, dx)
+        factory = avg_pool2d_backward_vector if technique != "scalar" and fours else avg_pool2d_backward_scalar
+        run(factory(index_type(max(dx.size, dy.size)), geometry, bool(count_include_pad)), dy, dx, dx.size)
+
+
+def _forward_cost(geometry: Geometry) -> Any:
+    """Each input once; an addition a tap."""
+    (ho, wo), (kh, kw) = geometry.output, geometry.kernel
+    size = geometry.height * geometry.width
+    return lambda n: Cost(4 * n // (ho * wo) * size, 4 * n, n * kh * kw)
+
+
+def _backward_cost(geometry: Geometry) -> Any:
+    (ho, wo), (kh, kw), size = geometry.output, geometry.kernel, geometry.height * geometry.width
+    return lambda n: Cost(4 * n // size * (ho * wo), 4 * n, n // size * (ho * wo) * kh * kw)

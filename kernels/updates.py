@@ -1,0 +1,226 @@
+"""The rules of kernels/optimizer.py, applied to every element of many tensors in one launch.
+
+Shapes   Each tensor has its arrays (value, gradient and up to two states) of n elements, float32. Where they start is a
+         table in device memory, so that one launch reaches all of them, and so are the numbers of a rule.
+Blocks   A block updates a chunk of one tensor: many small tensors cost one launch, and a large one fills the GPU.
+Traffic  reads every array once and writes all but the gradients once.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numba import cuda, float32, int64, uint32
+from numpy.typing import NDArray
+
+from kernels.device import inlined
+from kernels.intrinsics import load4, pointer_to_float32, store4
+from kernels.launch import Addresses, Cost, Floats, Int64, Int64s, Launch, Runner, kernel
+from kernels.launch import Array as DeviceArray
+
+BLOCK = 256
+CHUNK = 16 * BLOCK  # elements that a block updates
+
+
+# Numbers. What changes from step to step lies in device memory, so that the replay of a CUDA graph reads new values.
+# Each is formed in float64 and rounded once: 1 - beta of a beta near 1 would keep few digits in float32.
+
+
+def sgd_numbers(lr: float, momentum: float, weight_decay: float) -> NDArray[np.float32]:
+    """What SGD's rules read, float32."""
+    return np.array([lr, momentum, weight_decay], np.float32)
+
+
+def adam_numbers(
+    step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool
+) -> NDArray[np.float32]:
+    """What Adam's rule reads, float32. `step` counts from 1."""
+    decay, shrink = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
+    rate, scale = lr / (1 - beta1**step), (1 - beta2**step) ** -0.5
+    return np.array([decay, shrink, beta1, 1 - beta1, beta2, 1 - beta2, rate, scale, eps], np.float32)
+
+
+@inlined
+def _read_sgd(n):
+    return n[0], n[1], n[2]
+
+
+@inlined
+def _read_adam(n):
+    return n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8]
+
+
+# Rules: the next value, first state and second state of an element; a state that a rule does not have goes through it.
+
+
+@inlined
+def _sgd(value, grad, first, second, numbers):
+    lr, _, decay = numbers
+    return value - lr * (grad + decay * value), first, second
+
+
+@inlined
+def _momentum(value, grad, velocity, second, numbers):
+    lr, momentum, decay = numbers
+    velocity = momentum * velocity + (grad + decay * value)
+    return value - lr * velocity, velocity, second
+
+
+@inlined
+def _nesterov(value, grad, velocity, second, numbers):
+    lr, momentum, decay = numbers
+    grad = grad + decay * value
+    velocity = momentum * velocity + grad
+    return value - lr * (grad + momentum * velocity), velocity, second
+
+
+@inlined
+def _adam(value, grad, first, second, numbers):
+    decay, shrink, beta1, new1, beta2, new2, rate, scale, eps = numbers
+    value = value * shrink
+    grad = grad + decay * value
+    first = beta1 * first + new1 * grad
+    second = beta2 * second + new2 * grad * grad
+    return value - rate * first / (math.sqrt(second) * scale + eps), first, second
+
+
+class Rule(NamedTuple):
+    """How an element is updated."""
+
+    update: Callable[..., Any]
+    read: Callable[..., Any]  # its numbers
+    arrays: int  # of a tensor: value, gradient and states
+    flops: int  # for an element
+
+
+RULES = {
+    "sgd": Rule(_sgd, _read_sgd, 2, 4),
+    "momentum": Rule(_momentum, _read_sgd, 3, 6),
+    "nesterov": Rule(_nesterov, _read_sgd, 3, 8),
+    "adam": Rule(_adam, _read_adam, 4, 15),
+}
+
+
+def _one(rule: str) -> Callable[..., None]:
+    """A device function that updates element i."""
+    update, _, arrays, _ = RULES[rule]
+
+    @inlined
+    def one(values, grads, firsts, seconds, i, numbers):
+        first = firsts[i] if arrays > 2 else float32(0)
+        second = seconds[i] if arrays > 3 else float32(0)
+        value, first, second = update(values[i], grads[i], first, second, numbers)
+        values[i] = value
+        if arrays > 2:
+            firsts[i] = first
+        if arrays > 3:
+            seconds[i] = second
+
+    return one
+
+
+# Kernels. `table` says where the values start, then the gradients, the first states, the second states; `chunks` the
+# tensor of each block, then its first element in it, then the size of that tensor; `total`, all elements, is for the
+# cost.
+
+
+def _launch(function: Callable[..., None], rule: str) -> Launch:
+    arrays, flops = RULES[rule].arrays, RULES[rule].flops
+
+    def cost(total: int) -> Cost:
+        return Cost(4 * arrays * total, 4 * (arrays - 1) * total, flops * total)
+
+    return Launch(function, BLOCK, lambda blocks: blocks, cost)
+
+
+@kernel(
+    traffic="table, chunks, numbers ->",
+    registers=40,
+    examples=[(uint32, "sgd"), (uint32, "momentum"), (uint32, "nesterov"), (uint32, "adam"), (int64, "adam")],
+)
+def update_tensors_scalar(index: Any, rule: str) -> Launch:
+    """All tensors in one launch, a chunk of one of them a block, one element at a time."""
+    one, read, arrays = _one(rule), RULES[rule].read, RULES[rule].arrays
+
+    def update_tensors(
+        table: Addresses,
+        chunks: Int64s,
+        numbers: Floats,
+        tensors: Int64,
+        blocks: Int64,
+        total: Int64,  # noqa: ARG001
+    ):
+        block = cuda.blockIdx.x
+        tensor, begin, size = chunks[block], chunks[blocks + block], chunks[2 * blocks + block]
+        values, grads = pointer_to_float32(table[tensor]), pointer_to_float32(table[tensors + tensor])
+        firsts = pointer_to_float32(table[min(2, arrays - 1) * tensors + tensor])  # of a rule without: not looked at
+        seconds = pointer_to_float32(table[(arrays - 1) * tensors + tensor])
+        hyper = read(numbers)
+        for k in range(CHUNK // BLOCK):
+            i = index(begin + k * BLOCK + cuda.threadIdx.x)
+            if i < size:
+                one(values, grads, firsts, seconds, i, hyper)
+
+    return _launch(update_tensors, rule)
+
+
+@kernel(
+    traffic="table, chunks, numbers ->",
+    instructions=("LDG.E.128", "STG.E.128"),
+    examples=[(uint32, "sgd"), (uint32, "momentum"), (uint32, "nesterov"), (uint32, "adam"), (int64, "adam")],
+)
+def update_tensors_vector(index: Any, rule: str) -> Launch:
+    """The same, four elements at a time; all tensors aligned to 16."""
+    one, (update, read, arrays, _) = _one(rule), RULES[rule]
+
+    def update_tensors(
+        table: Addresses,
+        chunks: Int64s,
+        numbers: Floats,
+        tensors: Int64,
+        blocks: Int64,
+        total: Int64,  # noqa: ARG001
+    ):
+        block = cuda.blockIdx.x
+        tensor, begin, size = chunks[block], chunks[blocks + block], chunks[2 * blocks + block]
+        values, grads = pointer_to_float32(table[tensor]), pointer_to_float32(table[tensors + tensor])
+        firsts = pointer_to_float32(table[min(2, arrays - 1) * tensors + tensor])
+        seconds = pointer_to_float32(table[(arrays - 1) * tensors + tensor])
+        hyper = read(numbers)
+        zero = float32(0)
+        for k in range(CHUNK // (4 * BLOCK)):
+            i = index(begin + 4 * (k * BLOCK + cuda.threadIdx.x))
+            if i + 3 < size:
+                v0, v1, v2, v3 = load4(values, i)
+                g0, g1, g2, g3 = load4(grads, i)
+                a0, a1, a2, a3 = load4(firsts, i) if arrays > 2 else (zero, zero, zero, zero)
+                b0, b1, b2, b3 = load4(seconds, i) if arrays > 3 else (zero, zero, zero, zero)
+                v0, a0, b0 = update(v0, g0, a0, b0, hyper)
+                v1, a1, b1 = update(v1, g1, a1, b1, hyper)
+                v2, a2, b2 = update(v2, g2, a2, b2, hyper)
+                v3, a3, b3 = update(v3, g3, a3, b3, hyper)
+                store4(values, i, v0, v1, v2, v3)
+                if arrays > 2:
+                    store4(firsts, i, a0, a1, a2, a3)
+                if arrays > 3:
+                    store4(seconds, i, b0, b1, b2, b3)
+            else:
+                for j in range(i, size):  # the tail, at most three elements
+                    one(values, grads, firsts, seconds, index(j), hyper)
+
+    return _launch(update_tensors, rule)
+
+
+# One table for each list of sizes: it holds nothing else, and a captured CUDA graph goes on reading it.
+_tables: WeakKeyDictionary[Runner, dict[tuple[int, ...], DeviceArray]] = WeakKeyDictionary()
+
+
+def chunks_of(run: Runner, sizes: tuple[int, ...]) -> DeviceArray:
+    """(3, blocks) int64: of each block the tensor, its first element in it, and the tensor's size."""
+    tables = _tables.setdefault(run, {})
+    if sizes not in tables:
+        rows = [(tensor, begin, size) for tensor, size in enumerate(sizes) for begin in range(0, size, CHUNK)]
+        tables[sizes] = run.upload(np.array(rows, np.int64).T.copy())
+    return tables[sizes]

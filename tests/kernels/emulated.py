@@ -1,0 +1,58 @@
+"""What tests of kernels share: a device without a GPU, arrays that start where a test wants, and what was launched."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from kernels.launch import Kernel
+from kernels.run_emulated import EmulatorRunner
+
+RUN = EmulatorRunner()
+
+
+def placed(values: Any, offset: int = 0, dtype: Any = np.float32) -> np.ndarray:
+    """A copy in memory that starts `offset` elements after a multiple of 64 bytes."""
+    values = np.asarray(values, dtype)
+    memory = np.empty(values.nbytes + 128 + offset * values.itemsize, np.uint8)
+    start = -memory.ctypes.data % 64 + offset * values.itemsize
+    array = memory[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
+    array[...] = values
+    return array
+
+
+def blank(shape: tuple[int, ...], offset: int = 0, dtype: Any = np.float32) -> np.ndarray:
+    """Memory for a result, full of 77: what is not written shows."""
+    return placed(np.full(shape, 77), offset, dtype)
+
+
+class Recorder:
+    """A runner that runs nothing and notes what it was asked to."""
+
+    name = "recorder"
+
+    def __init__(self) -> None:
+        self.kernels: list[Kernel] = []
+
+    def __call__(self, kernel: Kernel, *values: Any) -> None:
+        kernel.check(values, np.ndarray)
+        kernel.grid(values)
+        self.kernels.append(kernel)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+        return np.empty(shape, dtype)
+
+
+def figures(host: Callable[..., None], *arguments: Any, **options: Any) -> Any:
+    """What the emulator counts of a host function's one launch."""
+    run = EmulatorRunner(counts=True)
+    host(run, *arguments, **options)
+    (one,) = run.launched
+    return one.report.counts.total
+
+
+def launched(host: Callable[..., None], *arguments: Any, **options: Any) -> list[str]:
+    """The names of the kernels that a host function would launch."""
+    recorder = Recorder()
+    host(recorder, *arguments, **options)
+    return [kernel.name for kernel in recorder.kernels]

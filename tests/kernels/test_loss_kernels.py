@@ -1,0 +1,195 @@
+"""Cross-entropy and the metrics as kernels, in the emulator: what the checks of whole operations do not look at."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from numba import int64, uint32
+
+from kernels.errors import ShapeError
+from kernels.loss import (
+    BLOCK,
+    cross_entropy,
+    cross_entropy_reference,
+    cross_entropy_rows,
+    cross_entropy_sum,
+    cross_entropy_targets,
+)
+from kernels.metrics import CHUNK, all_finite, count_correct, count_correct_reference
+from kernels.run_emulated import EmulatorRunner
+from minidl.lab.budget import compare
+from minidl.lab.operations.loss import cross_entropy_bounds
+
+NAN, INF, IGNORE = np.nan, np.inf, -100
+LANES = {"thread": 1, "warp": 32}
+
+
+@pytest.fixture
+def run() -> EmulatorRunner:
+    return EmulatorRunner(counts=True)
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def loss_of(run: EmulatorRunner, logits: Any, targets: Any, *options: Any, **more: Any) -> tuple[Any, np.ndarray]:
+    logits, targets = np.array(logits, np.float32), np.array(targets, np.int64)
+    smoothing, ignore_index, reduction = (*options, *(0.0, IGNORE, "mean")[len(options) :])
+    loss, dlogits = run.empty(()), run.empty(logits.shape)
+    cross_entropy(run, logits, targets, loss, dlogits, smoothing, ignore_index, reduction, **more)
+    return loss, dlogits
+
+
+@pytest.mark.parametrize("technique", LANES)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 33), (BLOCK + 1, 2), (9, 70), (2, 1025)], ids=str)
+@pytest.mark.parametrize("ignore_index", [IGNORE, 0])
+def test_within_the_error_budget(run, rng, technique: str, shape: tuple[int, int], ignore_index: int) -> None:
+    logits = (4 * rng.standard_normal(shape)).astype(np.float32)
+    targets = rng.integers(0, shape[1], shape[0])
+    for smoothing, reduction in ((0.0, "mean"), (0.1, "sum")):
+        options = smoothing, ignore_index, reduction
+        got = loss_of(run, logits, targets, *options, technique=technique)
+        expected = cross_entropy_reference(logits.astype(np.float64), targets, *options)
+        bounds = cross_entropy_bounds(logits, targets, smoothing, reduction, ignore_index)
+        for name, a, b in zip(("loss", "dlogits"), got, expected, strict=True):
+            assert compare(a, b, bounds[name]).passed, compare(a, b, bounds[name])
+
+
+def test_a_long_batch_loses_no_accuracy(run) -> None:
+    """Added one by one in float32, 300,000 losses of log 2 would be off by parts in a thousand."""
+    n = 300_000
+    losses, summary, loss = np.full(n, np.log(2), np.float32), np.array([n, n]), run.empty(())
+    run(cross_entropy_sum(False), losses, summary, loss, n)
+    assert abs(float(loss) - n * float(losses[0])) <= 2**-24 * float(loss)
+
+
+def test_a_row_of_many_classes_loses_no_accuracy(run) -> None:
+    classes = 40_000
+    loss, dlogits = loss_of(run, np.zeros((1, classes)), [7])
+    assert abs(float(loss) - np.log(classes)) <= 2 * 2**-24 * np.log(classes)
+    assert abs(dlogits.astype(np.float64).sum()) < 1e-6
+
+
+@pytest.mark.parametrize("technique", LANES)
+def test_hostile_rows_follow_the_reference(run, technique: str) -> None:
+    logits = np.array([[-INF, 1, 2], [1, 2, -INF], [-INF] * 3, [INF, 0, 0], [NAN, 0, 0], [0, NAN, 1], [3e38, -3e38, 0]])
+    logits = logits.astype(np.float32)
+    for smoothing in (0.0, 0.1):
+        for row, target in enumerate([1, 2, 0, 1, 1, 1, 0]):
+            loss, dlogits = loss_of(run, logits[[row]], [target], smoothing, technique=technique)
+            expected, dexpected = cross_entropy_reference(logits[[row]], np.array([target]), smoothing, IGNORE, "mean")
+            np.testing.assert_allclose(loss, expected, rtol=1e-6)
+            np.testing.assert_allclose(dlogits, dexpected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("target", "ignore_index"), [(3, IGNORE), (-1, IGNORE), (-100, -1), (2**40, IGNORE)])
+def test_a_target_that_is_no_class_is_named_before_anything_is_written(run, target: int, ignore_index: int) -> None:
+    logits, loss, dlogits = np.zeros((600, 3), np.float32), run.empty(()), run.empty((600, 3))
+    targets = np.zeros(600, np.int64)
+    targets[[300, 301, 300 + BLOCK]] = target, 99, 99  # the last one falls to the thread of the first
+    message = (
+        f"cross_entropy: target {target} in row 300 is not one of the 3 classes; give 0 to 2, or {ignore_index} to"
+    )
+    with pytest.raises(IndexError, match=re.escape(message)):
+        cross_entropy(run, logits, targets, loss, dlogits, 0.0, ignore_index, "mean")
+    assert np.isnan(loss)
+    assert np.isnan(dlogits).all()
+    assert [launched.kernel.name for launched in run.launched] == ["cross_entropy_targets"]
+
+
+@pytest.mark.parametrize("bad", [3, -1, 2**40])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_unchecked_a_target_that_is_no_class_makes_the_loss_nan(run, bad: int, reduction: str) -> None:
+    loss, _ = loss_of(run, np.zeros((4, 3)), [0, 1, bad, 2], 0.0, IGNORE, reduction, check=False)
+    assert np.isnan(loss)
+    loss, _ = loss_of(run, np.zeros((4, 3)), [0, 1, IGNORE, 2], 0.0, IGNORE, reduction, check=False)
+    assert np.isfinite(loss)
+
+
+def test_the_targets_are_counted_over_more_rows_than_threads(run, rng) -> None:
+    n = 3 * BLOCK + 7
+    targets = rng.integers(0, 5, n)
+    targets[::3] = IGNORE
+    summary = run.empty((2,), np.int64)
+    run(cross_entropy_targets(5), targets, summary, IGNORE, n)
+    assert summary.tolist() == [(targets != IGNORE).sum(), n]
+    targets[[n - 1, 500]] = 5
+    run(cross_entropy_targets(5), targets, summary, IGNORE, n)
+    assert summary[1] == 500
+
+
+@pytest.mark.parametrize("lanes", LANES.values())
+def test_wide_indices_give_the_same_bits(run, rng, lanes: int) -> None:
+    logits, targets, n = rng.standard_normal((9, 11)).astype(np.float32), rng.integers(0, 11, 9), 9
+    found = []
+    for index in (uint32, int64):
+        losses, dlogits = run.empty((n,)), run.empty((n, 11))
+        numbers = 1.0, 0.0, IGNORE, n
+        run(cross_entropy_rows(index, 11, lanes, True), logits, targets, np.array([n, n]), losses, dlogits, *numbers)
+        found.append((losses, dlogits))
+    assert all(same_bits(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_shapes_that_do_not_fit_are_refused(run) -> None:
+    x, t, loss = np.zeros((4, 3), np.float32), np.zeros(4, np.int64), np.zeros((), np.float32)
+    for arrays, message in (
+        ((x[0], t, loss, x), "logits has shape (3,), expected (n, classes)"),
+        ((x[:, :0], t, loss, x), "logits has shape (4, 0), expected (n, classes)"),
+        ((x, t[:3], loss, x), "targets has shape (3,), expected (4,)"),
+        ((x, t, loss.reshape(1), x), "loss has shape (1,), expected ()"),
+        ((x, t, loss, x[:3]), "dlogits has shape (3, 3), expected (4, 3) as logits has"),
+    ):
+        with pytest.raises(ShapeError, match=re.escape(f"cross_entropy: {message}")):
+            cross_entropy(run, *arrays, 0.0, IGNORE, "mean")
+    with pytest.raises(ValueError, match="reduction 'none' is not known"):
+        cross_entropy(run, x, t, loss, x, 0.0, IGNORE, "none")
+    with pytest.raises(TypeError, match="targets has dtype int32, expected int64"):
+        cross_entropy(run, x, t.astype(np.int32), loss, x, 0.0, IGNORE, "mean")
+    for arrays, message in (
+        ((x[0], t, np.array(0)), "logits has shape (3,), expected (n, classes)"),
+        ((x, t[:3], np.array(0)), "targets has shape (3,), expected (4,)"),
+        ((x, t, np.array([0])), "correct has shape (1,), expected ()"),
+    ):
+        with pytest.raises(ShapeError, match=re.escape(f"count_correct: {message}")):
+            count_correct(run, *arrays)
+
+
+@pytest.mark.parametrize("technique", LANES)
+def test_correct_rows_are_counted_exactly(run, rng, technique: str) -> None:
+    """Over several blocks, with ties, NaN, infinities and targets that are no class."""
+    logits = rng.integers(-2, 3, (3 * BLOCK + 5, 7)).astype(np.float32)
+    logits[::5, 3], logits[::7, 2], logits[1::7, 0] = NAN, INF, -INF
+    logits[::11] = -INF
+    best = np.where(np.isnan(logits), -INF, logits).argmax(axis=1)
+    targets = np.where(rng.random(len(logits)) < 0.5, best, rng.integers(-2, 9, len(logits)))
+    correct = run.empty((), np.int64)
+    count_correct(run, logits, targets, correct, technique=technique)
+    assert 0 < correct == count_correct_reference(logits, targets)
+
+
+@pytest.mark.parametrize("technique", ["scalar", "vector"])
+@pytest.mark.parametrize("size", [1, 3, 4, CHUNK - 1, CHUNK, CHUNK + 3, 2 * CHUNK + 5])
+def test_a_number_that_is_not_finite_is_found_wherever_it_is(run, technique: str, size: int) -> None:
+    x = np.full(size, np.finfo(np.float32).max, np.float32)
+    x[::2] *= -1
+    assert all_finite(run, x, technique=technique) is True
+    for place in {0, size // 2, max(0, size - 2), size - 1, min(size - 1, CHUNK - 1), min(size - 1, CHUNK)}:
+        for value in (NAN, INF, -INF):
+            bad = x.copy()
+            bad[place] = value
+            assert all_finite(run, bad, technique=technique) is False, place
+
+
+def test_nothing_is_finite(run) -> None:
+    assert all_finite(run, np.zeros((0, 3), np.float32)) is True
+
+
+def test_an_array_that_is_not_aligned_is_read_one_by_one(run) -> None:
+    whole = np.zeros(4 * BLOCK + 4, np.float32)
+    start = -(whole.ctypes.data // 4) % 4  # where it is aligned
+    all_finite(run, whole[start : start + 99])
+    all_finite(run, whole[start + 1 : start + 99])
+    names = [launched.kernel.name for launched in run.launched if launched.kernel.name != "add_counts"]
+    assert names == ["count_not_finite_vector", "count_not_finite_scalar"]

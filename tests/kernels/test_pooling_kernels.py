@@ -1,0 +1,251 @@
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from emulated import RUN, Recorder, blank, figures, launched, placed
+from numba import int64, uint32
+from numpy.testing import assert_allclose, assert_array_equal
+
+from kernels import pooling
+from kernels.errors import ShapeError
+from kernels.window import output_size
+
+U = 2.0**-24
+
+
+class Pool(NamedTuple):
+    x: tuple[int, int, int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+
+    @property
+    def y(self) -> tuple[int, int, int, int]:
+        ho, wo = (output_size(*axis) for axis in zip(self.x[1:3], *self[1:], strict=True))
+        return self.x[0], ho, wo, self.x[3]
+
+
+POOLS = [
+    Pool((1, 1, 1, 1), (1, 1), (1, 1)),
+    Pool((0, 4, 4, 3), (2, 2), (2, 2)),
+    Pool((2, 8, 8, 16), (2, 2), (2, 2)),
+    Pool((3, 7, 9, 5), (3, 3), (2, 2), (1, 1)),
+    Pool((2, 7, 11, 4), (3, 3), (1, 1), (1, 1)),  # overlapping windows
+    Pool((2, 8, 7, 12), (2, 3), (1, 2), (1, 1)),
+    Pool((2, 11, 10, 8), (2, 2), (3, 3)),  # elements in no window
+    Pool((2, 5, 6, 4), (2, 3), (1, 1), (0, 1)),
+    Pool((2, 6, 5, 3), (3, 2), (2, 1), (1, 0)),
+    Pool((1, 9, 9, 2), (5, 5), (1, 1), (2, 2)),
+    Pool((2, 6, 6, 4), (4, 4), (1, 3), (2, 2)),
+    Pool((2, 5, 3, 17), (5, 3), (5, 3)),  # one window
+    Pool((3, 14, 14, 33), (2, 2), (2, 2)),
+]
+TECHNIQUES = [None, "scalar", "vector"]
+FAMILIES = ["ordinary", "ties", "special", "-inf"]
+
+
+def values(rng: np.random.Generator, shape: tuple[int, ...], family: str) -> np.ndarray:
+    if family == "ties":
+        return rng.integers(-2, 2, shape).astype(np.float32)
+    if family == "-inf":
+        return np.full(shape, -np.inf, np.float32)
+    x = rng.standard_normal(shape).astype(np.float32)
+    if family == "special":
+        places = rng.permutation(x.size)[: x.size // 4]
+        x.reshape(-1)[places] = np.resize(np.array([np.nan, np.inf, -np.inf, 1e-45, -0.0], np.float32), len(places))
+    return x
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("technique", TECHNIQUES)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_max(rng, pool: Pool, family: str, technique, offset: int) -> None:
+    x = values(rng, pool.x, family)
+    y, index = blank(pool.y, offset), blank(pool.y, offset, np.int32)
+    pooling.max_pool2d_forward(RUN, placed(x, offset), y, index, *pool[1:], technique=technique)
+    expected_y, expected_index = pooling.max_pool2d_forward_reference(x, *pool[1:])
+    assert_array_equal(y, expected_y)
+    assert_array_equal(index, expected_index)
+
+    dy = rng.integers(-9, 10, pool.y).astype(np.float32)  # sums of these are exact
+    dx = blank(pool.x, offset)
+    pooling.max_pool2d_backward(RUN, placed(dy, offset), index, dx, *pool[1:], technique=technique)
+    assert_array_equal(dx, pooling.max_pool2d_backward_reference(dy, expected_index, pool.x, *pool[1:]))
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_a_nan_in_dy_reaches_one_element(rng, technique) -> None:
+    pool = POOLS[4]
+    index = placed(pooling.max_pool2d_forward_reference(values(rng, pool.x, "ordinary"), *pool[1:])[1], dtype=np.int32)
+    dy, dx = placed(np.ones(pool.y)), blank(pool.x)
+    dy[1, 3, 5, 2] = np.nan
+    pooling.max_pool2d_backward(RUN, dy, index, dx, *pool[1:], technique=technique)
+    assert_array_equal(dx, pooling.max_pool2d_backward_reference(dy, index, pool.x, *pool[1:]))
+    assert np.isnan(dx).sum() == 1
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("technique", TECHNIQUES)
+@pytest.mark.parametrize("count_include_pad", [True, False])
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_average(rng, pool: Pool, count_include_pad: bool, technique, offset: int) -> None:
+    options = *pool[1:], count_include_pad
+    x = values(rng, pool.x, "ordinary")
+    y = blank(pool.y, offset)
+    pooling.avg_pool2d_forward(RUN, placed(x, offset), y, *options, technique=technique)
+    # A rounding for each addition, and one for the division, each relative to the sum of absolute values.
+    steps = pool.kernel[0] * pool.kernel[1]
+    absolute = pooling.avg_pool2d_forward_reference(np.abs(x.astype(np.float64)), *options)
+    error = y - pooling.avg_pool2d_forward_reference(x.astype(np.float64), *options)
+    assert (np.abs(error) <= steps * U * absolute).all()
+
+    dy, dx = values(rng, pool.y, "ordinary"), blank(pool.x, offset)
+    pooling.avg_pool2d_backward(RUN, placed(dy, offset), dx, *options, technique=technique)
+    # The reciprocal, and a product that is added: one rounding for each window that holds the element.
+    overlap = np.prod([-(-kernel // stride) for kernel, stride in zip(pool.kernel, pool.stride, strict=True)])
+    absolute = pooling.avg_pool2d_backward_reference(np.abs(dy.astype(np.float64)), pool.x, *options)
+    error = dx - pooling.avg_pool2d_backward_reference(dy.astype(np.float64), pool.x, *options)
+    assert (np.abs(error) <= (overlap + 1) * U * absolute).all()
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES)
+@pytest.mark.parametrize("count_include_pad", [True, False])
+@pytest.mark.parametrize("pool", [POOLS[4], POOLS[5]], ids=str)
+def test_averages_of_special_values(rng, pool: Pool, count_include_pad: bool, technique) -> None:
+    options = *pool[1:], count_include_pad
+    x, y = placed(values(rng, pool.x, "special")), blank(pool.y)
+    pooling.avg_pool2d_forward(RUN, x, y, *options, technique=technique)
+    expected = pooling.avg_pool2d_forward_reference(x, *options)
+    assert_allclose(y, expected, rtol=1e-5, atol=1e-5)  # where NaN and infinities are; sizes are tested above
+    dy, dx = placed(values(rng, pool.y, "special")), blank(pool.x)
+    pooling.avg_pool2d_backward(RUN, dy, dx, *options, technique=technique)
+    assert_allclose(dx, pooling.avg_pool2d_backward_reference(dy, pool.x, *options), rtol=1e-5, atol=1e-5)
+
+
+IMAGES = [
+    (1, 1, 1, 1), (0, 3, 3, 2), (2, 1, 5, 3), (3, 7, 11, 17), (2, 4, 4, 64), (2, 31, 29, 5), (3, 8, 8, 33),
+    (2, 3, 3, 4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("technique", [None, "serial", "shared"])
+@pytest.mark.parametrize("shape", IMAGES)
+def test_global_average(rng, shape, technique, offset: int) -> None:
+    n, h, w, c = shape
+    x, y = values(rng, shape, "ordinary"), blank((n, c), offset)
+    pooling.global_avg_pool2d_forward(RUN, placed(x, offset), y, technique=technique)
+    error = y - x.astype(np.float64).mean(axis=(1, 2))
+    assert (np.abs(error) <= h * w * U * np.abs(x.astype(np.float64)).mean(axis=(1, 2))).all()
+
+
+@pytest.mark.parametrize("technique", ["serial", "shared"])
+def test_a_nan_stays_in_its_channel_and_whole_numbers_are_exact(rng, technique: str) -> None:
+    x, y = placed(rng.integers(-9, 10, (3, 8, 8, 35))), blank((3, 35))
+    x[1, 2, 3, 33] = np.nan
+    pooling.global_avg_pool2d_forward(RUN, x, y, technique=technique)
+    assert_array_equal(y, pooling.global_avg_pool2d_forward_reference(x))
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("technique", TECHNIQUES)
+@pytest.mark.parametrize("shape", IMAGES)
+def test_global_average_backward(rng, shape, technique, offset: int) -> None:
+    n, _, _, c = shape
+    dy, dx = values(rng, (n, c), "ordinary"), blank(shape, offset)
+    pooling.global_avg_pool2d_backward(RUN, placed(dy, offset), dx, technique=technique)
+    expected = pooling.global_avg_pool2d_backward_reference(dy.astype(np.float64), shape)
+    assert_allclose(dx, expected, rtol=2 * U, atol=0)  # the reciprocal, and the product
+
+
+def test_each_sector_is_moved_once_where_windows_do_not_overlap() -> None:
+    x, y, window = blank((2, 8, 8, 32)), blank((2, 4, 4, 32)), ((2, 2), (2, 2), (0, 0))
+    place = blank(y.shape, dtype=np.int32)
+    for technique, loads in (("scalar", 4), ("vector", 1)):
+        forward = figures(pooling.max_pool2d_forward, x, y, place, *window, technique=technique)
+        assert (forward.load_sectors, forward.store_sectors) == (x.nbytes // 32, 2 * y.nbytes // 32)
+        assert forward.load_requests == loads * x.nbytes // 512
+        average = figures(pooling.avg_pool2d_forward, x, y, *window, True, technique=technique)
+        assert (average.load_sectors, average.store_sectors) == (x.nbytes // 32, y.nbytes // 32)
+    mean = figures(pooling.global_avg_pool2d_forward, x, blank((2, 32)))
+    assert (mean.load_sectors, mean.bank_conflicts) == (x.nbytes // 32, 0)
+
+
+def test_indices_are_32_bits_wide_where_that_is_enough() -> None:
+    # Memory that is never touched costs nothing.
+    for n, index in ((2**31, uint32), (2**31 + 16, int64)):
+        recorder = Recorder()
+        x, y = np.empty((n // 16, 2, 2, 4), np.float32), np.empty((n // 16, 1, 1, 4), np.float32)
+        place, mean = np.empty(y.shape, np.int32), y.reshape(n // 16, 4)
+        window = (2, 2), (2, 2), (0, 0)
+        pooling.max_pool2d_forward(recorder, x, y, place, *window)
+        pooling.max_pool2d_backward(recorder, y, place, x, *window)
+        pooling.avg_pool2d_forward(recorder, x, y, *window, True)
+        pooling.avg_pool2d_backward(recorder, y, x, *window, True)
+        pooling.global_avg_pool2d_forward(recorder, x, mean)
+        pooling.global_avg_pool2d_backward(recorder, mean, x)
+        assert [kernel.arguments[0] for kernel in recorder.kernels] == [index] * 6
+
+
+@pytest.mark.parametrize("index", [uint32, int64])
+def test_both_index_types(rng, index) -> None:
+    pool = POOLS[4]
+    x, dy = placed(values(rng, pool.x, "ties")), placed(values(rng, pool.y, "ties"))
+    geometry = pooling.geometry.Geometry(*pool.x[1:], *pool[1:])
+    y, place, dx = blank(pool.y), blank(pool.y, dtype=np.int32), blank(pool.x)
+    for technique in ("scalar", "vector"):
+        forward = getattr(pooling.maximum, f"max_pool2d_forward_{technique}")(index, geometry)
+        backward = getattr(pooling.maximum, f"max_pool2d_backward_{technique}")(index, geometry)
+        RUN(forward, x, y, place, y.size)
+        RUN(backward, dy, place, dx, dx.size)
+        expected_y, expected_place = pooling.max_pool2d_forward_reference(x, *pool[1:])
+        assert_array_equal(y, expected_y)
+        assert_array_equal(place, expected_place)
+        assert_array_equal(dx, pooling.max_pool2d_backward_reference(dy, place, pool.x, *pool[1:]))
+
+
+def test_vectors_where_channels_come_in_fours_and_all_arrays_are_aligned() -> None:
+    def kernels(c: int, offset: int = 0, technique: str | None = None) -> set[str]:
+        x, y, dx = blank((1, 4, 4, c)), blank((1, 2, 2, c), offset), blank((1, 4, 4, c))
+        place, mean = blank(y.shape, dtype=np.int32), blank((1, c), offset)
+        window = (2, 2), (2, 2), (0, 0)
+        names = [
+            *launched(pooling.max_pool2d_forward, x, y, place, *window, technique=technique),
+            *launched(pooling.max_pool2d_backward, y, place, dx, *window, technique=technique),
+            *launched(pooling.avg_pool2d_forward, x, y, *window, True, technique=technique),
+            *launched(pooling.avg_pool2d_backward, y, dx, *window, True, technique=technique),
+            *launched(pooling.global_avg_pool2d_backward, mean, dx, technique=technique),
+        ]
+        assert len(names) == 5
+        return {name.rpartition("_")[2] for name in names}
+
+    assert kernels(8) == {"vector"}
+    assert kernels(8, technique="scalar") == {"scalar"}
+    assert kernels(6, technique="vector") == {"scalar"}
+    assert kernels(8, offset=1, technique="vector") == {"scalar"}
+
+
+def test_shapes_that_do_not_fit() -> None:
+    x, window = blank((2, 6, 6, 3)), ((2, 2), (2, 2), (0, 0))
+    right, wrong = blank((2, 3, 3, 3)), blank((2, 3, 2, 3))
+    place = right.astype(np.int32)
+    calls = {
+        "max_pool2d_forward: y": lambda: pooling.max_pool2d_forward(RUN, x, wrong, place, *window),
+        "max_pool2d_forward: index": lambda: pooling.max_pool2d_forward(RUN, x, right, place[:1], *window),
+        "max_pool2d_backward: dy": lambda: pooling.max_pool2d_backward(RUN, wrong, place, x, *window),
+        "max_pool2d_backward: index": lambda: pooling.max_pool2d_backward(RUN, right, place[:1], x, *window),
+        "avg_pool2d_forward: y": lambda: pooling.avg_pool2d_forward(RUN, x, wrong, *window, True),
+        "avg_pool2d_backward: dy": lambda: pooling.avg_pool2d_backward(RUN, wrong, x, *window, True),
+        "global_avg_pool2d_forward: y": lambda: pooling.global_avg_pool2d_forward(RUN, x, blank((3, 2))),
+        "global_avg_pool2d_backward: dy": lambda: pooling.global_avg_pool2d_backward(RUN, blank((3, 2)), x),
+    }
+    for what, call in calls.items():
+        with pytest.raises(ShapeError, match=f"{what} has shape .*, expected"):
+            call()
+    with pytest.raises(ShapeError, match=r"max_pool2d_forward: x has shape \(2, 6\), expected \(n, h, w, c\)"):
+        pooling.max_pool2d_forward(RUN, blank((2, 6)), right, place, *window)
+    with pytest.raises(ShapeError, match="a kernel of 7 does not fit an axis of 6"):
+        pooling.avg_pool2d_forward(RUN, x, right, (7, 7), (1, 1), (0, 0), True)
+    with pytest.raises(ShapeError, match="at least one pixel"):
+        pooling.global_avg_pool2d_forward(RUN, blank((2, 0, 3, 3)), blank((2, 3)))
