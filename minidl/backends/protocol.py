@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kernels.batchnorm import BatchStatistics as BatchStatistics  # part of this interface
+from kernels.batch_statistics import BatchStatistics as BatchStatistics  # part of this interface
 
 Array = Any  # numpy.ndarray on the CPU, cupy.ndarray on a GPU
 Shape = tuple[int, ...]
@@ -22,7 +22,7 @@ Pair = tuple[int, int]
 class Backend(Protocol):
     """A device: its memory and its operations."""
 
-    name: str  # "cpu", "cuda" or "reference"
+    name: str  # "cpu", "cuda", "emulator" or "reference"
     dtype: np.dtype[Any]  # of activations and parameters: float32, or float64 on the reference
 
     # Memory. `empty` draws on an arena: memory returns to it when the last reference to the array is dropped, so after
@@ -94,7 +94,7 @@ class Backend(Protocol):
         dgamma and dbeta are None when the layer has no gamma and beta.
         """
 
-    # Elementwise (kernels/activation.py, kernels/elementwise.py); arrays of equal shape unless stated.
+    # Elementwise (kernels/activation.py, elementwise.py, channels.py, dropout.py); arrays of equal shape unless stated.
     def relu_forward(self, x: Array, y: Array) -> None: ...
     def relu_backward(self, dy: Array, y: Array, dx: Array) -> None:
         """Dx = 0 where y <= 0, else dy; y is forward's output."""
@@ -138,7 +138,7 @@ class Backend(Protocol):
 
     def global_avg_pool2d_backward(self, dy: Array, dx: Array) -> None: ...
 
-    # Loss and metrics (kernels/loss.py). logits (n, classes), targets (n,) int64.
+    # Loss and metrics (kernels/loss.py, kernels/metrics.py). logits (n, classes), targets (n,) int64.
     def cross_entropy(
         self,
         logits: Array,
@@ -185,7 +185,7 @@ class Backend(Protocol):
     ) -> None:
         """`step` counts from 1. `decoupled` is AdamW's weight decay, otherwise decay is added to the gradient."""
 
-    # Images (kernels/elementwise.py).
+    # Images (kernels/images.py).
     def gather_images(
         self,
         images: Array,

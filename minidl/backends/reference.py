@@ -8,15 +8,30 @@ from typing import Any
 
 import numpy as np
 
-from kernels import activation, batchnorm, conv, elementwise, linear, loss, optimizer, pooling
+from kernels import (
+    activation,
+    batchnorm,
+    channels,
+    conv,
+    dropout,
+    elementwise,
+    linear,
+    loss,
+    metrics,
+    optimizer,
+    pooling,
+)
+from kernels.images import gather_images_reference, gather_labels_reference
 from minidl.backends.host import HostMemory
 from minidl.backends.protocol import BatchStatistics, Pair
+from minidl.backends.registered import Registered
 
 
-class ReferenceBackend(HostMemory):
+class ReferenceBackend(HostMemory, Registered):
     """`Backend` in float64 NumPy."""
 
     name = "reference"
+    key = (name,)
     dtype: np.dtype[Any] = np.dtype(np.float64)
 
     def describe(self) -> str:
@@ -104,19 +119,19 @@ class ReferenceBackend(HostMemory):
         out[...] = elementwise.add_reference(a, b)
 
     def concat(self, parts: Sequence[np.ndarray], out: np.ndarray) -> None:
-        out[...] = elementwise.concat_reference(parts)
+        out[...] = channels.concat_reference(parts)
 
     def split(self, whole: np.ndarray, parts: Sequence[np.ndarray]) -> None:
-        _assign(parts, elementwise.split_reference(whole, [part.shape[-1] for part in parts]))
+        _assign(parts, channels.split_reference(whole, [part.shape[-1] for part in parts]))
 
     def channels_first(self, x: np.ndarray, y: np.ndarray) -> None:
-        y[...] = elementwise.channels_first_reference(x)
+        y[...] = channels.channels_first_reference(x)
 
     def channels_last(self, x: np.ndarray, y: np.ndarray) -> None:
-        y[...] = elementwise.channels_last_reference(x, y.shape)
+        y[...] = channels.channels_last_reference(x, y.shape)
 
     def dropout(self, x: np.ndarray, y: np.ndarray, p: float, seed: int, stream: int, call: int) -> None:
-        y[...] = elementwise.dropout_reference(x, p, seed, stream, call)
+        y[...] = dropout.dropout_reference(x, p, seed, stream, call)
 
     def gather_images(
         self,
@@ -128,10 +143,10 @@ class ReferenceBackend(HostMemory):
         std: np.ndarray,
         out: np.ndarray,
     ) -> None:
-        out[...] = elementwise.gather_images_reference(images, index, shifts, flips, mean, std)
+        out[...] = gather_images_reference(images, index, shifts, flips, mean, std)
 
     def gather_labels(self, labels: np.ndarray, index: np.ndarray, out: np.ndarray) -> None:
-        out[...] = elementwise.gather_labels_reference(labels, index)
+        out[...] = gather_labels_reference(labels, index)
 
     # Pooling.
 
@@ -177,10 +192,10 @@ class ReferenceBackend(HostMemory):
         _assign((loss, dlogits), _cross_entropy(logits, targets, label_smoothing, ignore_index, reduction))
 
     def count_correct(self, logits: np.ndarray, targets: np.ndarray, correct: np.ndarray) -> None:
-        correct[...] = loss.count_correct_reference(logits, targets)
+        correct[...] = metrics.count_correct_reference(logits, targets)
 
     def all_finite(self, x: np.ndarray) -> bool:
-        return loss.all_finite_reference(x)
+        return metrics.all_finite_reference(x)
 
     def sgd(
         self,

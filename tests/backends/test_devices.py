@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from minidl import backends, nn
-from minidl.backends import choose, get_backend
+from minidl.backends import choose, get_backend, gpu
 from minidl.errors import DeviceError
 
 
 def test_a_device_is_the_same_object_every_time() -> None:
-    for name in ("cpu", "reference"):
+    for name in ("cpu", "emulator", "reference"):
         assert get_backend(name) is get_backend(name)
+    assert get_backend("emulator", 3) is get_backend("emulator")  # threads are the CPU's
     assert get_backend("cpu", 2) is get_backend("cpu", 2)
     assert get_backend("cpu", 2) is not get_backend("cpu", 3)
 
@@ -19,22 +20,32 @@ def test_devices_describe_themselves() -> None:
     assert get_backend("cpu", 1).describe() == "cpu, 1 thread"
     assert get_backend("cpu", 3).describe() == "cpu, 3 threads"
     assert get_backend("reference").describe() == "reference, NumPy float64"
+    assert get_backend("emulator").describe() == "emulator, the GPU's kernels without a GPU"
+    assert (get_backend("emulator").name, get_backend("emulator").dtype) == ("emulator", np.float32)
     assert (get_backend("cpu").name, get_backend("cpu").dtype) == ("cpu", np.float32)
     assert (get_backend("reference").name, get_backend("reference").dtype) == ("reference", np.float64)
 
 
 @pytest.mark.parametrize("name", ["gpu", "CPU", "auto", ""])
 def test_an_unknown_device_gets_the_known_ones(name: str) -> None:
-    with pytest.raises(DeviceError, match=f"^there is no device '{name}'; known devices: cpu, cuda, reference$"):
+    with pytest.raises(
+        DeviceError, match=f"^there is no device '{name}'; known devices: cpu, cuda, emulator, reference$"
+    ):
         get_backend(name)
     with pytest.raises(DeviceError, match="there is no device"):
         nn.ReLU(device=name)
 
 
-@pytest.mark.parametrize(("driver", "reason"), [(False, "no NVIDIA driver was found"), (True, "no GPU kernels yet")])
-def test_a_gpu_that_cannot_be_used_gets_the_reason_and_the_remedy(monkeypatch, driver: bool, reason: str) -> None:
-    monkeypatch.setattr(backends, "_has_nvidia_driver", lambda: driver)
-    with pytest.raises(DeviceError, match=f"device cuda cannot be used: .*{reason}.*; use --device cpu") as e:
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (gpu.Lack("there is no GPU", ""), "there is no GPU; use --device cpu"),
+        (gpu.Lack("CuPy is missing", "install it"), "CuPy is missing: install it; use --device cpu"),
+    ],
+)
+def test_a_gpu_that_cannot_be_used_gets_the_reason_and_the_remedy(monkeypatch, found: gpu.Lack, reason: str) -> None:
+    monkeypatch.setattr(gpu, "lack", lambda: found)
+    with pytest.raises(DeviceError, match=f"^device cuda cannot be used: {reason}") as e:
         get_backend("cuda")
     assert "\n" not in str(e.value)
     assert e.value.exit_code == 2
@@ -57,12 +68,35 @@ def test_choosing_says_why(monkeypatch) -> None:
         choose("cuda")
 
 
+@pytest.mark.parametrize("error", [ImportError("no module named cupy"), RuntimeError("no kernel can be launched")])
+def test_a_gpu_that_fails_at_its_start_is_refused_and_auto_says_so(monkeypatch, error: Exception) -> None:
+    def start() -> None:
+        raise error
+
+    monkeypatch.setattr(gpu, "lack", lambda: None)
+    monkeypatch.setattr("minidl.backends.cuda.CudaBackend", start)
+    with pytest.raises(DeviceError, match=f"^device cuda cannot be used: {error}; use --device cpu"):
+        choose("cuda")
+    chosen = choose("auto", 2)
+    assert chosen.backend is get_backend("cpu", 2)
+    assert str(error) in chosen.why
+
+
+def test_auto_takes_a_gpu_that_can_be_used(monkeypatch) -> None:
+    there = object()
+    monkeypatch.setattr(gpu, "lack", lambda: None)
+    monkeypatch.setattr(backends, "_created", {})
+    monkeypatch.setattr("minidl.backends.cuda.CudaBackend", lambda: there)
+    assert choose("auto", 2) == (there, "the GPU that is here")
+    assert choose("cuda") == (there, "asked for")
+
+
 def test_a_number_of_threads_that_cannot_be_is_refused() -> None:
     with pytest.raises((DeviceError, ValueError), match="-1"):
         get_backend("cpu", -1)
 
 
-@pytest.mark.parametrize("name", ["cpu", "reference"])
+@pytest.mark.parametrize("name", ["cpu", "emulator", "reference"])
 def test_memory_of_a_host_device(name: str) -> None:
     backend = get_backend(name)
     assert backend.empty((2, 3)).dtype == backend.dtype

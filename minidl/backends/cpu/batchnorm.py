@@ -15,29 +15,36 @@ from minidl.backends.cpu.device import CpuDevice
 from minidl.backends.cpu.threads import QUIET
 
 CHUNK = 128  # rows summed in float32 before float64 takes over
+HEAD = 8  # rows that a chunk's shift is the mean of
 GRAIN_ELEMENTS = 1 << 15  # a piece of work for a thread; below it a second thread costs more than it saves
 
 
-@compiled
-def _choose_shift(x, shift):
-    """The median of a channel's first, middle and last element: one outlier cannot be it. 0 where it is not finite."""
-    rows = x.shape[0]
-    for c in range(x.shape[1]):
-        a, b, d = x[0, c], x[rows // 2, c], x[rows - 1, c]
-        median = max(min(a, b), min(max(a, b), d))
-        shift[c] = median if np.isfinite(median) else np.float32(0)
+@inlined
+def _head_mean(x, row, c):
+    """The mean of HEAD elements, which is theirs exactly if they are equal."""
+    origin = x[row, c]
+    d1, d2, d3 = x[row + 1, c] - origin, x[row + 2, c] - origin, x[row + 3, c] - origin
+    d4, d5, d6, d7 = x[row + 4, c] - origin, x[row + 5, c] - origin, x[row + 6, c] - origin, x[row + 7, c] - origin
+    return origin + ((d1 + (d2 + d3)) + ((d4 + d5) + (d6 + d7))) * np.float32(1 / HEAD)
 
 
 @compiled
-def _sum_shifted(first, last, x, shift, sums, squares):
-    """Chunks first to last: sums[k] and squares[k] of x - shift over chunk k."""
+def _sum_shifted(first, last, x, shifts, sums, squares):
+    """Chunks first to last: a shift near the mean of chunk k, and the sums of x - shift and of its square.
+
+    The shift is the mean of the chunk's first HEAD rows: wherever outliers are, the squares sum to at most CHUNK / HEAD
+    times what they would about the mean of the chunk. (About a single element it could be CHUNK times.)
+    """
     rows, channels = x.shape
     for k in range(first, last):
-        s, q = sums[k], squares[k]
-        s[:] = np.float32(0)
-        q[:] = np.float32(0)
+        shift, s, q = shifts[k], sums[k], squares[k]
         begin, end = k * CHUNK, min((k + 1) * CHUNK, rows)
         paired = begin + (end - begin) // 4 * 4
+        s[:] = np.float32(0)
+        q[:] = np.float32(0)
+        for c in range(channels):
+            near = _head_mean(x, begin, c) if begin + HEAD <= end else x[begin, c]
+            shift[c] = near if np.isfinite(near) else np.float32(0)
         for row in range(begin, paired, 4):
             for c in range(channels):
                 d0 = x[row, c] - shift[c]
@@ -54,17 +61,30 @@ def _sum_shifted(first, last, x, shift, sums, squares):
 
 
 @compiled
-def _finish_statistics(rows, eps, sums, squares, delta, var, inv_std):
-    for c in range(delta.size):
-        s = q = 0.0
-        for k in range(sums.shape[0]):
-            s += sums[k, c]
-            q += squares[k, c]
-        mean = s / rows
-        # Rounding can leave a tiny negative number where the channel is constant; NaN must pass.
-        v = q / rows - mean * mean
+def _finish_statistics(rows, eps, shifts, sums, squares, shift, delta, var, inv_std):
+    """The chunks' sums, moved from their shifts to the mean of all, in float64.
+
+    With D = a chunk's shift - mean, over its n rows: sum (x - mean)² = squares + 2 D sums + n D².
+    """
+    chunks, channels = sums.shape
+    mean, moment = np.zeros(channels), np.zeros(channels)
+    for k in range(chunks):
+        n = min(CHUNK, rows - k * CHUNK)
+        for c in range(channels):
+            mean[c] += np.float64(shifts[k, c]) * n + sums[k, c]
+    mean /= rows
+    for k in range(chunks):
+        n = min(CHUNK, rows - k * CHUNK)
+        for c in range(channels):
+            distance = shifts[k, c] - mean[c]
+            moment[c] += squares[k, c] + distance * (2 * sums[k, c] + n * distance)
+    for c in range(channels):
+        near = np.float32(mean[c])
+        shift[c] = near if np.isfinite(near) else np.float32(0)
+        delta[c] = mean[c] - shift[c]
+        # Rounding could leave a negative number where the variance is tiny; NaN must pass.
+        v = moment[c] / rows
         v = 0.0 if v < 0.0 else v
-        delta[c] = mean
         var[c] = v
         inv_std[c] = 1.0 / np.sqrt(v + eps)
 
@@ -153,10 +173,9 @@ class BatchNormOps(CpuDevice):
         matrix = x.reshape(-1, x.shape[-1])
         rows, channels = matrix.shape
         chunks = -(-rows // CHUNK)
-        sums, squares = self.empty((chunks, channels)), self.empty((chunks, channels))
-        _choose_shift(matrix, out.shift)
-        self.workers.run(_sum_shifted, chunks, max(1, _grain(channels) // CHUNK), matrix, out.shift, sums, squares)
-        _finish_statistics(rows, eps, sums, squares, out.delta, out.var, out.inv_std)
+        shifts, sums, squares = self.empty((3, chunks, channels))
+        self.workers.run(_sum_shifted, chunks, max(1, _grain(channels) // CHUNK), matrix, shifts, sums, squares)
+        _finish_statistics(rows, eps, shifts, sums, squares, *out)
 
     def batchnorm_running_statistics(self, mean: np.ndarray, var: np.ndarray, eps: float, out: BatchStatistics) -> None:
         out.shift[:] = mean

@@ -1,9 +1,12 @@
 """How the CPU kernels are compiled: machine code from Numba, kept on disk between runs."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from numba import njit
+
+from minidl.backends.cpu.cache import Cache
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -13,10 +16,10 @@ def compiled(function: Function) -> Function:
 
     Fast-math stays off: it would drop NaN, and forward and backward must round the same expression the same way.
     """
-    try:
-        return cast(Function, njit(nogil=True, cache=True, error_model="numpy")(function))
-    except RuntimeError:  # no folder that Numba could write to: every start compiles anew; `minidl doctor` says so
-        return cast(Function, njit(nogil=True, error_model="numpy")(function))
+    kernel = njit(nogil=True, error_model="numpy")(function)
+    with contextlib.suppress(RuntimeError):  # no folder can be written to: each start compiles anew, and doctor says so
+        kernel._cache = Cache(function)  # as Numba's `cache=True` sets its own
+    return cast(Function, kernel)
 
 
 def inlined(function: Function) -> Function:

@@ -1,0 +1,233 @@
+"""The kernels of kernels/ as a backend: each operation is its host function, given the runner that runs it."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from kernels import activation, batchnorm, channels, conv, dropout, elementwise, linear, metrics, optimizer, pooling
+from kernels.images import gather_images, gather_labels
+from kernels.launch import Runner
+from kernels.loss import cross_entropy
+from minidl.backends.protocol import Array, BatchStatistics, Pair
+from minidl.backends.registered import Registered
+from minidl.errors import ConfigError
+
+
+class DeviceBackend(Registered):
+    """The operations of `Backend`; a subclass has the memory, and the runner for arrays in it.
+
+    Attributes:
+        run: Runs kernels.
+        checks_targets: Whether the loss waits to see that each target is a class. A CUDA graph cannot wait; without the
+            check, a target that is none makes the loss NaN.
+    """
+
+    dtype: np.dtype[Any] = np.dtype(np.float32)
+
+    def __init__(self, run: Runner) -> None:
+        self.run = run
+        self.checks_targets = True
+        self._chosen: dict[str, str] = {}
+
+    def techniques(self, operation: str) -> tuple[str, ...]:
+        """The techniques that an operation has; none where there is no choice."""
+        host: Callable[..., Any] | None = _HOSTS.get(operation)
+        return getattr(host, "techniques", ())
+
+    def use(self, operation: str, technique: str | None) -> None:
+        """Take that technique from now on; None lets the operation choose by its arrays. Raises ConfigError."""
+        if technique is None:
+            self._chosen.pop(operation, None)
+            return
+        known = self.techniques(operation)
+        if technique not in known:
+            has = f"its techniques are {', '.join(known)}" if known else "it has no techniques to choose from"
+            raise ConfigError(f"{operation} has no technique '{technique}'; {has}")
+        self._chosen[operation] = technique
+
+    def _launch(self, host: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        technique = self._chosen.get(host.__name__)
+        if technique is not None:
+            options["technique"] = technique
+        return host(self.run, *args, **options)
+
+    # Convolution and linear.
+
+    def conv2d_forward(self, x: Array, w: Array, bias: Array | None, y: Array, stride: Pair, padding: Pair) -> None:
+        self._launch(conv.conv2d_forward, x, w, bias, y, stride, padding)
+
+    def conv2d_backward_input(self, dy: Array, w: Array, dx: Array, stride: Pair, padding: Pair) -> None:
+        self._launch(conv.conv2d_backward_input, dy, w, dx, stride, padding)
+
+    def conv2d_backward_weight(self, x: Array, dy: Array, dw: Array, stride: Pair, padding: Pair) -> None:
+        self._launch(conv.conv2d_backward_weight, x, dy, dw, stride, padding)
+
+    def bias_backward(self, dy: Array, db: Array) -> None:
+        self._launch(conv.bias_backward, dy, db)
+
+    def linear_forward(self, x: Array, w: Array, bias: Array | None, y: Array) -> None:
+        self._launch(linear.linear_forward, x, w, bias, y)
+
+    def linear_backward_input(self, dy: Array, w: Array, dx: Array) -> None:
+        self._launch(linear.linear_backward_input, dy, w, dx)
+
+    def linear_backward_weight(self, x: Array, dy: Array, dw: Array) -> None:
+        self._launch(linear.linear_backward_weight, x, dy, dw)
+
+    # Batch normalization.
+
+    def batchnorm_statistics(self, x: Array, eps: float, out: BatchStatistics) -> None:
+        self._launch(batchnorm.batchnorm_statistics, x, eps, out)
+
+    def batchnorm_running_statistics(self, mean: Array, var: Array, eps: float, out: BatchStatistics) -> None:
+        self._launch(batchnorm.batchnorm_running_statistics, mean, var, eps, out)
+
+    def batchnorm_update_running(
+        self, batch: BatchStatistics, rows: int, factor: float, running_mean: Array, running_var: Array
+    ) -> None:
+        self._launch(batchnorm.batchnorm_update_running, batch, rows, factor, running_mean, running_var)
+
+    def batchnorm_apply(
+        self, x: Array, statistics: BatchStatistics, gamma: Array | None, beta: Array | None, y: Array, relu: bool
+    ) -> None:
+        self._launch(batchnorm.batchnorm_apply, x, statistics, gamma, beta, y, relu)
+
+    def batchnorm_backward(
+        self,
+        x: Array,
+        dy: Array,
+        statistics: BatchStatistics,
+        gamma: Array | None,
+        beta: Array | None,
+        dx: Array,
+        dgamma: Array | None,
+        dbeta: Array | None,
+        training: bool,
+        relu: bool,
+    ) -> None:
+        parameters = gamma, beta, dx, dgamma, dbeta
+        self._launch(batchnorm.batchnorm_backward, x, dy, statistics, *parameters, training, relu)
+
+    # Elementwise.
+
+    def relu_forward(self, x: Array, y: Array) -> None:
+        self._launch(activation.relu_forward, x, y)
+
+    def relu_backward(self, dy: Array, y: Array, dx: Array) -> None:
+        self._launch(activation.relu_backward, dy, y, dx)
+
+    def add(self, a: Array, b: Array, out: Array) -> None:
+        self._launch(elementwise.add, a, b, out)
+
+    def concat(self, parts: Sequence[Array], out: Array) -> None:
+        self._launch(channels.concat, parts, out)
+
+    def split(self, whole: Array, parts: Sequence[Array]) -> None:
+        self._launch(channels.split, whole, parts)
+
+    def channels_first(self, x: Array, y: Array) -> None:
+        self._launch(channels.channels_first, x, y)
+
+    def channels_last(self, x: Array, y: Array) -> None:
+        self._launch(channels.channels_last, x, y)
+
+    def dropout(self, x: Array, y: Array, p: float, seed: int, stream: int, call: int) -> None:
+        self._launch(dropout.dropout, x, y, p, seed, stream, call)
+
+    # Pooling.
+
+    def max_pool2d_forward(self, x: Array, y: Array, index: Array, kernel: Pair, stride: Pair, padding: Pair) -> None:
+        self._launch(pooling.max_pool2d_forward, x, y, index, kernel, stride, padding)
+
+    def max_pool2d_backward(
+        self, dy: Array, index: Array, dx: Array, kernel: Pair, stride: Pair, padding: Pair
+    ) -> None:
+        self._launch(pooling.max_pool2d_backward, dy, index, dx, kernel, stride, padding)
+
+    def avg_pool2d_forward(
+        self, x: Array, y: Array, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool
+    ) -> None:
+        self._launch(pooling.avg_pool2d_forward, x, y, kernel, stride, padding, count_include_pad)
+
+    def avg_pool2d_backward(
+        self, dy: Array, dx: Array, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool
+    ) -> None:
+        self._launch(pooling.avg_pool2d_backward, dy, dx, kernel, stride, padding, count_include_pad)
+
+    def global_avg_pool2d_forward(self, x: Array, y: Array) -> None:
+        self._launch(pooling.global_avg_pool2d_forward, x, y)
+
+    def global_avg_pool2d_backward(self, dy: Array, dx: Array) -> None:
+        self._launch(pooling.global_avg_pool2d_backward, dy, dx)
+
+    # Loss and metrics.
+
+    def cross_entropy(
+        self,
+        logits: Array,
+        targets: Array,
+        loss: Array,
+        dlogits: Array,
+        label_smoothing: float,
+        ignore_index: int,
+        reduction: str,
+    ) -> None:
+        arrays, options = (logits, targets, loss, dlogits), (label_smoothing, ignore_index, reduction)
+        self._launch(cross_entropy, *arrays, *options, check=self.checks_targets)
+
+    def count_correct(self, logits: Array, targets: Array, correct: Array) -> None:
+        self._launch(metrics.count_correct, logits, targets, correct)
+
+    def all_finite(self, x: Array) -> bool:
+        return bool(self._launch(metrics.all_finite, x))
+
+    # Optimizers.
+
+    def sgd(
+        self,
+        values: Sequence[Array],
+        grads: Sequence[Array],
+        velocities: Sequence[Array],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        nesterov: bool,
+    ) -> None:
+        self._launch(optimizer.sgd, values, grads, velocities, lr, momentum, weight_decay, nesterov)
+
+    def adam(
+        self,
+        values: Sequence[Array],
+        grads: Sequence[Array],
+        first_moments: Sequence[Array],
+        second_moments: Sequence[Array],
+        step: int,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+    ) -> None:
+        numbers = step, lr, beta1, beta2, eps, weight_decay, decoupled
+        self._launch(optimizer.adam, values, grads, first_moments, second_moments, *numbers)
+
+    # Images.
+
+    def gather_images(
+        self, images: Array, index: Array, shifts: Array, flips: Array, mean: Array, std: Array, out: Array
+    ) -> None:
+        self._launch(gather_images, images, index, shifts, flips, mean, std, out)
+
+    def gather_labels(self, labels: Array, index: Array, out: Array) -> None:
+        self._launch(gather_labels, labels, index, out)
+
+
+_MODULES = activation, batchnorm, channels, conv, dropout, elementwise, linear, metrics, optimizer, pooling
+_ONE_BY_ONE: list[Callable[..., Any]] = [cross_entropy, gather_images, gather_labels]
+# By the name of the operation, which is the host function's own.
+_HOSTS: dict[str, Callable[..., Any]] = {
+    **{host.__name__: host for host in _ONE_BY_ONE},
+    **{name: vars(module)[name] for module in _MODULES for name in vars(DeviceBackend) if name in vars(module)},
+}
