@@ -1,46 +1,79 @@
-"""What `minidl doctor` says of a GPU. This version computes on the CPU only, so nothing here is needed or amiss."""
+"""What `minidl doctor` says of a GPU, of what belongs to it, and of the emulator that does without."""
 
 import shutil
 import subprocess
-from importlib import metadata
+import time
 
-from minidl.cli.checks import INFO, PASS, Finding
+from minidl.cli.checks import FAIL, INFO, PASS, WARN, Finding
 
-NOTHING = "nothing; this version computes on the CPU only"
-DISTRIBUTIONS = {"CuPy": ("cupy-cuda12x", "cupy-cuda13x", "cupy"), "numba-cuda": ("numba-cuda",)}
+NOTHING = "nothing; without a GPU minidl computes on the CPU, and --device emulator runs the GPU's kernels"
+PACKAGES = "CuPy", "numba-cuda"
 
 
 def nvidia_driver() -> Finding:
-    """The GPUs and their driver, as nvidia-smi lists them."""
+    """The GPUs and their driver, as nvidia-smi lists them, and what is wrong with them."""
+    from minidl.backends import gpu
+
+    found = gpu.driver()
+    wrong = gpu.driver_lack(found)
+    if found is None:
+        return Finding(INFO, "none found", NOTHING)
+    listed = _listed()
+    if wrong is None:
+        return Finding(PASS, listed)
+    return Finding(WARN, f"{listed}; {wrong.what}", wrong.remedy)
+
+
+def _listed() -> str:
     program = shutil.which("nvidia-smi")
     if program is None:
-        return Finding(INFO, "none found", NOTHING)
+        return "here; there is no nvidia-smi to say more"
     command = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        return Finding(INFO, f"nvidia-smi: {error}", NOTHING)
+        return f"nvidia-smi: {error}"
     lines = [line.strip() for line in (done.stdout or done.stderr).splitlines() if line.strip()]
     if done.returncode or not lines:
-        return Finding(INFO, f"nvidia-smi: {' '.join(lines) or f'exit code {done.returncode}'}", NOTHING)
-    return Finding(INFO, " | ".join(", driver ".join(line.rsplit(", ", 1)) for line in lines), NOTHING)
+        return f"nvidia-smi: {' '.join(lines) or f'exit code {done.returncode}'}"
+    return " | ".join(", driver ".join(line.rsplit(", ", 1)) for line in lines)
 
 
 def package(name: str) -> Finding:
-    """Whether "CuPy" or "numba-cuda" is installed."""
-    installed = [f"{one.name} {one.version}" for one in map(_distribution, DISTRIBUTIONS[name]) if one]
-    return Finding(INFO, ", ".join(installed) or "not installed", NOTHING)
+    """Whether "CuPy" or "numba-cuda" is installed. Only a GPU needs them."""
+    from minidl.backends import gpu
+
+    installed = gpu.installed(name)
+    if installed is not None:
+        return Finding(PASS, installed)
+    if gpu.driver() is None:
+        return Finding(INFO, "not installed", NOTHING)
+    return Finding(WARN, "not installed", gpu.remedy())
 
 
 def device() -> Finding:
-    """What --device auto takes."""
-    from minidl.backends import choose
+    """What --device auto takes; a GPU that is here and cannot be used is worth mending."""
+    from minidl.backends import choose, gpu
 
-    return Finding(PASS, choose("auto").backend.describe())
+    choice = choose("auto")
+    if choice.backend.name == "cuda" or gpu.driver() is None:
+        return Finding(PASS, choice.backend.describe())
+    found = gpu.lack()
+    remedy = found.remedy if found else ""
+    return Finding(WARN, f"{choice.backend.describe()} ({found.what if found else choice.why})", remedy or NOTHING)
 
 
-def _distribution(name: str) -> metadata.Distribution | None:
-    try:
-        return metadata.distribution(name)
-    except metadata.PackageNotFoundError:
-        return None
+def emulator() -> Finding:
+    """Whether the emulator runs a kernel."""
+    import numpy as np
+
+    from minidl.backends import get_backend
+
+    began = time.perf_counter()
+    backend = get_backend("emulator")
+    a, b = (np.array(values, np.float32) for values in ([1, 2, 3], [0.5, -2, 4]))
+    out = backend.empty((3,))
+    backend.add(a, b, out)
+    if out.tolist() != [1.5, 0, 7]:
+        return Finding(FAIL, f"{a.tolist()} + {b.tolist()} is {out.tolist()}", "report this as a bug")
+    return Finding(PASS, f"ran a kernel in {time.perf_counter() - began:.1f} s")

@@ -43,6 +43,15 @@ def summation(terms: int) -> float:
     return rounding(min(max(terms - 1, 0), DEPTH))
 
 
+def merging(terms: int) -> float:
+    """The error of a sum over the rows of a batch whose partial sums, of up to DEPTH terms, are exact.
+
+    What is left is the second stage: pairwise, no more than log2 of their number of roundings one above the other. One
+    float32 accumulator over all partial sums would round as often as there are any.
+    """
+    return math.ceil(math.log2(max(terms, 1))) * U
+
+
 def products(absolute: Array, terms: int) -> Array:
     """The error of a sum of `terms` products in one float32 accumulator.
 

@@ -46,6 +46,23 @@ def outlier(place: float) -> Family:
     return family
 
 
+def two_outliers(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
+    """Each channel N(0, 1) but for its first and its middle element: not even the median of a few is safe."""
+    x = rng.standard_normal(shape).astype(np.float32)
+    rows = x.reshape(-1, shape[-1])
+    rows[[0, len(rows) // 2] if len(rows) else []] = OUTLIER
+    return x
+
+
+def scattered_outliers(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
+    """Each channel N(0, 1) but for two elements (one where there is but one row), at places of its own."""
+    x = rng.standard_normal(shape).astype(np.float32)
+    rows = x.reshape(-1, shape[-1])
+    for c in range(shape[-1] if len(rows) else 0):
+        rows[rng.choice(len(rows), min(2, len(rows)), replace=False), c] = OUTLIER
+    return x
+
+
 def denormal(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
     """Numbers below the smallest normal float32, 2^-126, of both signs, some 0."""
     return (rng.integers(-(2**22), 2**22, shape) * 2.0**-149).astype(np.float32)
@@ -88,6 +105,26 @@ def integers(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
     return rng.integers(-3, 4, shape).astype(np.float32)
 
 
+def whole(middle: int, swing: int) -> Family:
+    """Whole numbers: by turns along the rows middle + swing and middle - swing, and 16 more from channel to channel.
+
+    Below 2^16 (their products, where those are summed) every sum of up to 256 is exact in float32, in any order, and
+    each of them rounds in the same direction when it is added to a large total. So an error is that of adding up the
+    partial sums, and the plainest way of doing so in float32 shows.
+    """
+
+    def family(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
+        del rng
+        x = np.empty(shape, np.float32)
+        rows = x.reshape(-1, shape[-1])
+        rows[...] = middle + 16 * np.arange(shape[-1])
+        rows[0::2] += swing
+        rows[1::2] -= swing
+        return x
+
+    return family
+
+
 def exact_statistics(rng: np.random.Generator, shape: tuple[int, ...]) -> Floats:
     """Channels whose mean and biased variance are float32 numbers, and exact in a sum of shifted squares in any order.
 
@@ -114,6 +151,8 @@ FAMILIES: dict[str, Family] = {
     "outlier-first": outlier(0),
     "outlier-middle": outlier(0.5),
     "outlier-last": outlier(1),
+    "two-outliers": two_outliers,
+    "scattered-outliers": scattered_outliers,
     "denormal": denormal,
     "mixed-scales": mixed_scales,
     "alternating": alternating,

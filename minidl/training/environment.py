@@ -19,6 +19,8 @@ PACKAGES = (
     "numba-cuda",
     "cupy-cuda12x",
     "cupy-cuda13x",
+    "cuda-core",
+    "cuda-bindings",
     "safetensors",
     "threadpoolctl",
     "matplotlib",
@@ -29,7 +31,7 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Python, platform, processor, BLAS, versions and commit; None for what cannot be found out.
+    """Python, platform, processor, BLAS, GPU with driver, versions and commit; None for what cannot be found out.
 
     `cores` counts the machine's logical cores, `cores_allowed` those that this process may run on. `commit` ends in
     "-dirty" where tracked files differ from it. Packages that are not installed are left out of `versions`.
@@ -43,6 +45,7 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "cores_allowed": len(allowed(0)) if allowed else os.cpu_count(),
         "blas": _blas(),
+        "gpu": _gpu(),
         "versions": {"minidl": __version__} | _versions(),
         "commit": commit(Path(__file__).resolve().parents[2]),
     }
@@ -79,6 +82,17 @@ def _blas() -> str | None:
     """The BLAS that NumPy was built with, and its version."""
     blas = (np.show_config(mode="dicts") or {}).get("Build Dependencies", {}).get("blas", {})
     return f"{blas.get('name')} {blas.get('version')}" if blas.get("name") else None
+
+
+def _gpu() -> str | None:
+    """The first GPU's name, its driver and its memory, as nvidia-smi tells them."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    fields = [field.strip() for field in done.stdout.partition("\n")[0].split(",")]
+    return f"{fields[0]}, driver {fields[1]}, {fields[2]}" if len(fields) == 3 else None
 
 
 def _versions() -> dict[str, str]:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ import pytest
 from numba.core.caching import NullCache
 
 import kernels
+from minidl.backends import get_backend, gpu
 from minidl.backends.cpu import elementwise
 from minidl.cli import checks, gpu_checks
 from minidl.cli.checks import FAIL, INFO, PASS, WARN, Check, Finding
@@ -62,7 +62,7 @@ def test_json(minidl, in_a_folder) -> None:
     found = findings(result)
     assert all(set(one) == {"check", "status", "found", "remedy"} for one in found.values())
     assert all((one["status"] == PASS) == (one["remedy"] == "") for one in found.values())
-    assert found["NVIDIA driver"]["status"] == INFO
+    assert found["NVIDIA driver"]["status"] in (INFO, PASS, WARN)
     assert found["Python"]["found"].startswith(".".join(map(str, sys.version_info[:3])))
     assert found["runs folder"]["found"].startswith(str(Path.cwd()))
 
@@ -260,7 +260,7 @@ def test_stdout(monkeypatch, encoding, status) -> None:
     assert checks.stdout().status == status
 
 
-# A GPU, which this version has no use for
+# A GPU, and what belongs to it
 
 
 @pytest.fixture
@@ -278,17 +278,61 @@ def nvidia_smi(monkeypatch, tmp_path):
     return install
 
 
-def test_with_or_without_a_gpu_there_is_nothing_to_install(minidl, in_a_folder, nvidia_smi) -> None:
-    for script in (None, "echo 'NVIDIA T4, 15360 MiB, 580.95.05'"):
-        if script is not None:
-            nvidia_smi(script)
-        found = findings(minidl("doctor", "--json"))
-        for name in ("NVIDIA driver", "CuPy", "numba-cuda"):
-            assert found[name]["status"] == INFO
-            assert found[name]["remedy"] == "nothing; this version computes on the CPU only"
-        assert found["device"]["status"] == PASS
-        assert found["device"]["found"].startswith("cpu, ")
-    assert found["NVIDIA driver"]["found"] == "NVIDIA T4, 15360 MiB, driver 580.95.05"
+@pytest.fixture
+def driver(monkeypatch):
+    """Makes the driver say this of itself; None where there is none."""
+
+    def install(found):
+        monkeypatch.setattr(gpu, "driver", lambda: found)
+
+    return install
+
+
+SOUND = gpu.Driver((13, 0), ((9, 0),))
+
+
+def test_without_a_gpu_there_is_nothing_to_install(minidl, in_a_folder, driver, monkeypatch) -> None:
+    driver(None)
+    monkeypatch.setattr(gpu, "installed", lambda package: None)
+    found = findings(minidl("doctor", "--json"))
+    for name in ("NVIDIA driver", "CuPy", "numba-cuda"):
+        assert (found[name]["status"], found[name]["remedy"]) == (INFO, gpu_checks.NOTHING)
+    assert found["device"]["status"] == PASS
+    assert found["device"]["found"].startswith("cpu, ")
+
+
+def test_with_a_gpu_what_it_needs_is_worth_a_warning(minidl, in_a_folder, driver, nvidia_smi, monkeypatch) -> None:
+    driver(SOUND._replace(cuda=(12, 4)))
+    nvidia_smi("echo 'NVIDIA A100, 40960 MiB, 550.54.15'")
+    monkeypatch.setattr(gpu, "installed", lambda package: None)
+    found = findings(minidl("doctor", "--json"))
+    assert found["NVIDIA driver"]["status"] == PASS
+    assert found["NVIDIA driver"]["found"] == "NVIDIA A100, 40960 MiB, driver 550.54.15"
+    for name in ("CuPy", "numba-cuda", "device"):
+        assert found[name]["status"] == WARN
+        assert found[name]["remedy"] == 'run `python -m pip install -e ".[cuda12]"`'
+    assert found["device"]["found"].startswith("cpu, ")
+    assert found["device"]["found"].endswith("(CuPy is not installed)")
+
+
+def test_a_gpu_that_is_refused_at_its_start_is_worth_a_warning(driver, monkeypatch) -> None:
+    def refuse():
+        raise RuntimeError("no kernel can be launched")
+
+    driver(SOUND)
+    monkeypatch.setattr(gpu, "lack", lambda: None)
+    monkeypatch.setattr("minidl.backends.cuda.CudaBackend", refuse)
+    finding = gpu_checks.device()
+    assert finding.status == WARN
+    assert "no kernel can be launched" in finding.found
+
+
+def test_a_gpu_that_is_taken(driver, monkeypatch) -> None:
+    driver(SOUND)
+    taken = SimpleNamespace(name="cuda", describe=lambda: "cuda, NVIDIA H200")
+    monkeypatch.setattr(gpu, "lack", lambda: None)
+    monkeypatch.setattr("minidl.backends._created", {("cuda", None): taken})
+    assert gpu_checks.device() == Finding(PASS, "cuda, NVIDIA H200")
 
 
 @pytest.mark.parametrize(
@@ -302,25 +346,36 @@ def test_with_or_without_a_gpu_there_is_nothing_to_install(minidl, in_a_folder, 
         ("exit 9", "nvidia-smi: exit code 9"),
     ],
 )
-def test_driver(nvidia_smi, script, found) -> None:
+def test_driver(nvidia_smi, driver, script, found) -> None:
+    driver(SOUND)
     nvidia_smi(script)
-    assert gpu_checks.nvidia_driver() == Finding(INFO, found, gpu_checks.NOTHING)
+    assert gpu_checks.nvidia_driver() == Finding(PASS, found)
+    driver(SOUND._replace(error=803))
+    assert gpu_checks.nvidia_driver() == Finding(
+        WARN, f"{found}; the NVIDIA driver does not start (CUDA error 803)", "see what `nvidia-smi` says"
+    )
 
 
-def test_no_driver(monkeypatch, tmp_path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_no_driver(driver) -> None:
+    driver(None)
     assert gpu_checks.nvidia_driver() == Finding(INFO, "none found", gpu_checks.NOTHING)
 
 
+def test_a_driver_without_nvidia_smi(monkeypatch, tmp_path, driver) -> None:
+    driver(SOUND)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert gpu_checks.nvidia_driver() == Finding(PASS, "here; there is no nvidia-smi to say more")
+
+
 def test_gpu_packages(monkeypatch) -> None:
-    monkeypatch.setattr(gpu_checks, "_distribution", lambda name: None)
-    assert gpu_checks.package("CuPy") == Finding(INFO, "not installed", gpu_checks.NOTHING)
-    here = {"cupy-cuda13x": SimpleNamespace(name="cupy-cuda13x", version="14.0")}
-    monkeypatch.setattr(gpu_checks, "_distribution", here.get)
-    assert gpu_checks.package("CuPy") == Finding(INFO, "cupy-cuda13x 14.0", gpu_checks.NOTHING)
-    assert gpu_checks.package("numba-cuda").found == "not installed"
+    monkeypatch.setattr(gpu, "installed", {"CuPy": "cupy-cuda13x 14.0", "numba-cuda": "numba-cuda 0.30"}.get)
+    assert gpu_checks.package("CuPy") == Finding(PASS, "cupy-cuda13x 14.0")
+    assert gpu_checks.package("numba-cuda") == Finding(PASS, "numba-cuda 0.30")
 
 
-def test_a_distribution_that_is_here() -> None:
-    assert gpu_checks._distribution("numpy").version == metadata.version("numpy")
-    assert gpu_checks._distribution("no-such-distribution") is None
+def test_the_emulator_runs_a_kernel(monkeypatch) -> None:
+    assert gpu_checks.emulator().status == PASS
+    emulator = get_backend("emulator")
+    monkeypatch.setattr(emulator, "add", lambda a, b, out: out.fill(1))
+    finding = gpu_checks.emulator()
+    assert (finding.status, finding.found) == (FAIL, "[1.0, 2.0, 3.0] + [0.5, -2.0, 4.0] is [1.0, 1.0, 1.0]")

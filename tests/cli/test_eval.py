@@ -180,6 +180,8 @@ def test_images_of_another_shape_or_other_classes_are_refused(trained, minidl, w
         (["nothing"], "nothing: no such run"),
         (["file"], "file: is not a safetensors file"),
         (["."], "is not a run folder (it has no config.toml and checkpoints)"),
+        (["--threads", "100000"], "--threads must be at most 4,096, not 100000"),
+        (["--threads", "0"], "--threads must be a whole number of at least 1, not 0"),
     ],
 )
 def test_no_run_there(minidl, arguments, message) -> None:

@@ -279,6 +279,10 @@ def test_a_signal_after_the_last_step_finds_the_run_complete(train, monkeypatch)
         (["--weight-decay", "-1"], "--weight-decay must be a finite number of at least 0, not -1.0"),
         (["--label-smoothing", "1"], "--label-smoothing must be at least 0 and less than 1, not 1.0"),
         (["--seed", "-1"], "--seed must be a whole number from 0 to 2**64 - 1, not -1"),
+        (["--epochs", "1" + 400 * "0"], "--epochs must be at most 1,000,000,000, not 1000"),
+        (["--threads", "100000"], "--threads must be at most 4,096, not 100000"),
+        (["--threads", "0"], "--threads must be a whole number of at least 1, not 0"),
+        (["--data", "~no-such-user/x.npz"], "~no-such-user/x.npz: no such file"),
         (["--model", "small-cn"], "there is no model 'small-cn' (known: small-cnn); did you mean 'small-cnn'?"),
         (["--optimizer", "sdg"], "--optimizer must be one of sgd, adam, adamw, not 'sdg'; did you mean 'sgd'?"),
         (["--schedule", "onecycle"], "not 'onecycle'; did you mean 'one-cycle'?"),
@@ -307,7 +311,10 @@ def test_one_line_exit_code_2_and_no_folder(train, arguments, message) -> None:
         (["train", "--epoch", "3"], "No such option '--epoch'. Did you mean '--epochs'?"),
         (["train", "--lr", "fast"], "Invalid value for '--lr': 'fast' is not a valid float."),
         (["train", "--epochs", "1.5"], "Invalid value for '--epochs': '1.5' is not a valid integer."),
-        (["train", "--device", "gpu"], "Invalid value for '--device': 'gpu' is not one of 'auto', 'cpu', 'cuda'."),
+        (
+            ["train", "--device", "gpu"],
+            "Invalid value for '--device': 'gpu' is not one of 'auto', 'cpu', 'cuda', 'emulator'.",
+        ),
         (["train", "digits"], "Got unexpected extra argument (digits)"),
         (["trian"], "No such command 'trian'."),
     ],
@@ -350,3 +357,16 @@ def test_a_loss_that_becomes_nan_ends_with_one_line_and_exit_code_1(train, bn) -
     assert message.endswith("; try a smaller --lr")
     last = message.partition("the last good checkpoint is ")[2].partition(";")[0]
     assert checkpoint.load(last).metadata["counters"]["progress"]["step"] == 0
+
+
+def test_a_second_ctrl_c_ends_with_130_and_no_traceback(train, monkeypatch) -> None:
+    def step(*_) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(ConsoleReporter, "step", step)
+    handler = signal.getsignal(signal.SIGINT)
+    result = train("--epochs", "2")
+    assert (result.exit_code, result.stderr) == (130, "")
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not list(Path("runs").rglob(".lock"))

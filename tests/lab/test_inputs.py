@@ -3,7 +3,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from minidl.lab.inputs import FAMILIES, exact_statistics, integers
+from minidl.lab.budget import DEPTH
+from minidl.lab.inputs import FAMILIES, exact_statistics, integers, whole
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (1, 1), (2, 3, 4, 5), (7, 1)])
@@ -30,6 +31,11 @@ def test_families_are_what_they_are_called() -> None:
     for name, row in (("outlier-first", 0), ("outlier-middle", 250), ("outlier-last", 500)):
         assert np.flatnonzero((sample(name) == 1e4).all(axis=1)).tolist() == [row]
         assert (sample(name) > 100).sum() == 5
+    assert np.flatnonzero((sample("two-outliers") == 1e4).all(axis=1)).tolist() == [0, 250]
+    assert (sample("two-outliers") > 100).sum() == 10
+    scattered = sample("scattered-outliers") == 1e4
+    assert (scattered.sum(axis=0) == 2).all()
+    assert (scattered.sum(axis=1) < 3).all()  # places of its own
     tiny = sample("denormal")
     assert 0 < np.abs(tiny).max() < np.finfo(np.float32).smallest_normal
     scales = np.abs(sample("mixed-scales")).mean(axis=0)
@@ -67,3 +73,22 @@ def test_sums_of_products_of_integers_are_exact() -> None:
     rng = np.random.default_rng(0)
     a, b = integers(rng, (50, 700)), integers(rng, (700, 20))
     np.testing.assert_array_equal(a @ b, a.astype(np.float64) @ b.astype(np.float64))
+
+
+@pytest.mark.parametrize(("middle", "swing"), [(0, 251), (30005, 29990), (61003, 0)])
+def test_partial_sums_of_whole_numbers_are_exact_and_their_total_is_not(middle: int, swing: int) -> None:
+    x = whole(middle, swing)(np.random.default_rng(0), (2**20, 2))
+    assert (x[0::2] == x[0]).all()
+    assert (x[1::2] == x[1]).all()
+    assert (x[0] - x[1] == 2 * swing).all()
+    terms = (x - 16 * np.arange(2)) ** 2 if middle == 0 else x
+    assert DEPTH * np.abs(terms).max() < 2**24
+    partial = terms.reshape(-1, 128, 2).sum(axis=1, dtype=np.float64)
+    one_accumulator = np.add.accumulate(partial.astype(np.float32), axis=0)[-1]
+    assert (np.abs(one_accumulator / partial.sum(axis=0) - 1) > 100 * 2.0**-24).all()
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2])
+def test_two_outliers_need_no_more_rows_than_there_are(rows: int) -> None:
+    for name in ("two-outliers", "scattered-outliers"):
+        assert (sample(name, (rows, 3)) == 1e4).all()

@@ -42,7 +42,14 @@ def cases(operation: str) -> list[str]:
     return list(_cases(operation))
 
 
-def check_operation(backend: Backend, operation: str, case: str, seed: int = 0, variant: str = "default") -> list[Row]:
+def check_operation(
+    backend: Backend,
+    operation: str,
+    case: str,
+    seed: int = 0,
+    variant: str = "default",
+    against: Mapping[str, np.ndarray] | None = None,
+) -> list[Row]:
     """Run one case of an operation on `backend` and compare every answer with the reference.
 
     Args:
@@ -51,6 +58,7 @@ def check_operation(backend: Backend, operation: str, case: str, seed: int = 0, 
         case: One of `cases(operation)`.
         seed: Of the inputs. The bounds hold for any.
         variant: What the rows call the technique that the backend uses, where it has several.
+        against: Compare with these answers instead, of another device to the same case and seed.
 
     Returns:
         A row for each answer with its worst element, and one for each fault: an element that was not written, a write
@@ -59,7 +67,7 @@ def check_operation(backend: Backend, operation: str, case: str, seed: int = 0, 
     Raises:
         ConfigError: There is no such operation or case.
     """
-    return check_case(backend, operation, _case(operation, case), seed, variant)
+    return check_case(backend, operation, _case(operation, case), seed, variant, against)
 
 
 def answers(backend: Backend, operation: str, case: str, seed: int = 0) -> Mapping[str, np.ndarray]:

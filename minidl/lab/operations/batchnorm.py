@@ -7,10 +7,12 @@ import numpy as np
 
 from kernels.batchnorm import BatchStatistics
 from minidl.backends import Array, Backend
-from minidl.lab.inputs import FAMILIES, Family, normal, with_values
+from minidl.lab.budget import merging
+from minidl.lab.inputs import FAMILIES, Family, normal, whole, with_values
 from minidl.lab.operations.batchnorm_bounds import GIVEN, backward_bounds, elements, held_shift, update_bound
 from minidl.lab.operations.batchnorm_statistics import (
     EPS,
+    MANY_ROWS,
     PARTS,
     PLAIN,
     compared_statistics,
@@ -106,7 +108,8 @@ def backward_cases() -> Iterator[Case]:
 
             e = elements(x, read(statistics), parameters.get("gamma"), parameters.get("beta"), GIVEN)
             inv_std = statistics["inv_std"].astype(np.float64)
-            known = backward_bounds(e, dy, inv_std, GIVEN, training, relu)
+            sums = merging(shape[0]) if name == "whole" else None  # all other sums are exact
+            known = backward_bounds(e, dy, inv_std, GIVEN, training, relu, sums)
             return Problem(
                 inputs={"x": x, "dy": dy, **parameters, **statistics},
                 outputs=_gradients(shape, affine),
@@ -129,6 +132,7 @@ def backward_cases() -> Iterator[Case]:
         yield case("dy-nan", PLAIN, (130, 3), training, relu, of_dy=with_values(np.nan))
         yield case("dy-inf", PLAIN, (130, 3), training, relu, of_dy=with_values(np.inf))
         yield case("dy-denormal", PLAIN, (130, 3), training, relu, of_dy=FAMILIES["denormal"])
+    yield case("whole", whole(0, 1), (MANY_ROWS, 2), True, False, of_dy=whole(30005, 29990))
 
 
 def _gradients(shape: tuple[int, ...], affine: bool) -> dict[str, Output]:
@@ -172,7 +176,7 @@ def layer_cases() -> Iterator[Case]:
 
             def bounds(answers: Answers) -> Values:
                 mean, var, inv_std = (answers.expected[key] for key in ("mean", "var", "inv_std"))
-                of_statistics, off = statistics_bounds(x, EPS, answers, name == "exact")
+                of_statistics, off = statistics_bounds(x, EPS, answers, name)
                 shift = held_shift(answers.got["shift"], mean, var)
                 e = elements(x, BatchStatistics(shift, mean - shift, var, inv_std), **parameters, off=off)
                 unbiased = rows / (rows - 1)

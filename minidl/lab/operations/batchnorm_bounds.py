@@ -33,13 +33,18 @@ def held_shift(shift: Host, mean: Host, var: Host) -> Host:
     return np.clip(shift, mean - reach, mean + reach)
 
 
-def statistics_uncertainty(x: Host, eps: float, mean: Host, var: Host, shift: Host) -> Uncertainty:
-    """Of statistics from shifted sums; mean and var are the reference's, shift is the backend's."""
+def statistics_uncertainty(
+    x: Host, eps: float, mean: Host, var: Host, shift: Host, sums: float | None = None
+) -> Uncertainty:
+    """Of statistics from shifted sums; mean and var are the reference's, shift is the backend's.
+
+    `sums` is the relative error of a sum over the rows, if it is not that of any `summation` of so many.
+    """
     rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
     shift = held_shift(shift, mean, var)
     distance = np.abs(rows - shift)
     first, second = distance.mean(axis=0), (distance**2).mean(axis=0)
-    sums = summation(len(rows))
+    sums = summation(len(rows)) if sums is None else sums
     moves = first > 0  # a constant channel has no terms but 0: its mean and variance are exact
     # mean - shift: x - shift rounds once, the sum, the division and the store of delta.
     of_mean = (sums + 3 * U) * first + TINY * moves
@@ -78,9 +83,9 @@ def elements(x: Host, statistics: BatchStatistics, gamma: Host | None, beta: Hos
 
 
 def backward_bounds(
-    e: Elements, dy: Host, inv_std: Host, off: Uncertainty, training: bool, relu: bool
+    e: Elements, dy: Host, inv_std: Host, off: Uncertainty, training: bool, relu: bool, sums: float | None = None
 ) -> dict[str, Host]:
-    """Bounds of dx, dgamma and dbeta."""
+    """Bounds of dx, dgamma and dbeta; `sums` as in `statistics_uncertainty`."""
     dy = dy.astype(np.float64)
     axes = tuple(range(dy.ndim - 1))
     rows = max(dy[..., 0].size, 1)
@@ -90,7 +95,7 @@ def backward_bounds(
         unsure = (np.abs(e.y) <= e.y_error) & (e.y_error > 0)
         dy = np.where((e.y > 0) | np.isnan(e.y) | unsure, dy, 0)
     flips = np.where(unsure, np.abs(dy), 0)
-    sums = summation(rows)
+    sums = summation(rows) if sums is None else sums
     g, g_xhat = np.abs(dy), np.abs(dy * e.xhat)
     dbeta, dgamma = np.abs(dy.sum(axis=axes)), np.abs((dy * e.xhat).sum(axis=axes))
     floor = TINY * (inv_std + 2)

@@ -7,8 +7,8 @@ import numpy as np
 
 from kernels.batchnorm import BatchStatistics
 from minidl.backends import Backend
-from minidl.lab.budget import U
-from minidl.lab.inputs import FAMILIES, Family, exact_statistics, normal
+from minidl.lab.budget import U, merging
+from minidl.lab.inputs import FAMILIES, Family, exact_statistics, normal, whole
 from minidl.lab.operations.batchnorm_bounds import SPREAD, Uncertainty, statistics_uncertainty, update_bound
 from minidl.lab.operations.case import (
     Answers,
@@ -34,6 +34,7 @@ SHAPES: tuple[tuple[int, ...], ...] = (
     (5, 3, 3, 33), (4, 8, 8, 64), (70001, 1), (8, 32, 32, 16),
 )  # fmt: skip
 HOSTILE_SHAPES: tuple[tuple[int, ...], ...] = ((1, 7, 11, 5), (130, 3), (4100, 2))
+MANY_ROWS = 2**20  # a float32 accumulator over all chunks would lose several digits
 EXACT_SHAPES: tuple[tuple[int, ...], ...] = ((2, 1), (64, 3), (130, 5), (2, 32, 32, 2), (258, 17))
 
 
@@ -72,11 +73,12 @@ def compared_statistics(x: Host, answers: Values) -> dict[str, Host]:
     }
 
 
-def statistics_bounds(x: Host, eps: float, answers: Answers, is_exact: bool) -> tuple[Values, Uncertainty]:
-    """Bounds of `compared_statistics`, and what they leave open to whoever uses the statistics."""
+def statistics_bounds(x: Host, eps: float, answers: Answers, name: str) -> tuple[Values, Uncertainty]:
+    """Bounds of `compared_statistics` for the family `name`, and what they leave open to users of the statistics."""
     expected = answers.expected
-    off = statistics_uncertainty(x, eps, expected["mean"], expected["var"], answers.got["shift"])
-    if is_exact:  # x is made so that these two need no rounding
+    sums = merging(x.size // x.shape[-1]) if name == "whole" else None  # all other sums are exact
+    off = statistics_uncertainty(x, eps, expected["mean"], expected["var"], answers.got["shift"], sums)
+    if name == "exact":  # x is made so that these two need no rounding
         off = Uncertainty(np.zeros_like(off.mean), np.zeros_like(off.var), np.full_like(off.inv_std, 4 * U))
     reach = np.where(np.isfinite(expected["var"]), SPREAD * np.sqrt(expected["var"]), 0)
     return {"shift": reach, "mean": off.mean, "var": off.var, "inv_std": off.inv_std * expected["inv_std"]}, off
@@ -90,7 +92,7 @@ def statistics_cases() -> Iterator[Case]:
             x = family(rng, shape)
 
             def bounds(answers: Answers) -> Values:
-                return statistics_bounds(x, eps, answers, name == "exact")[0]
+                return statistics_bounds(x, eps, answers, name)[0]
 
             def call(backend: Backend, arrays: Arrays) -> None:
                 backend.batchnorm_statistics(arrays["x"], eps, read(arrays))
@@ -108,6 +110,8 @@ def statistics_cases() -> Iterator[Case]:
     for arguments in inputs_of_all_kinds():
         yield from in_all_layouts(case(*arguments)) if arguments[2] == (129, 3) else (case(*arguments),)
     yield case("one-row", PLAIN, (1, 3))
+    yield case("two-outliers", FAMILIES["two-outliers"], (MANY_ROWS + 1, 1))
+    yield case("whole", whole(0, 251), (MANY_ROWS, 2))
     for eps in (1e-12, 1e-3, 1.0):
         yield case("mean-1e4-std-1e-2", FAMILIES["mean-1e4-std-1e-2"], (257, 5), eps)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minidl.backends import Array, Backend
-from minidl.lab.budget import TINY, U
+from minidl.lab import bounds
 
 Host = NDArray[Any]
 Values = Mapping[str, Any]  # host arrays by name
@@ -80,10 +80,10 @@ def within(**bounds: Any) -> Callable[[Answers], Values]:
 def relative(units: float) -> Callable[[Answers], Values]:
     """Bounds of so many unit roundoffs of the answer, for what is rounded at the end of a few steps that lose less."""
 
-    def bounds(answers: Answers) -> Values:
-        return {name: units * U * np.abs(value) + TINY * (value != 0) for name, value in answers.expected.items()}
+    def of_answers(answers: Answers) -> Values:
+        return {name: bounds.relative(value, units) for name, value in answers.expected.items()}
 
-    return bounds
+    return of_answers
 
 
 def label(*parts: object) -> str:

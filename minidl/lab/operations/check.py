@@ -5,12 +5,15 @@ a write is seen. Outputs are filled with the pattern, so what is not written is 
 """
 
 import math
+import warnings
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from kernels.emulator.faults import Float64Promotion, KernelFault
 from minidl.backends import Array, Backend, get_backend
 from minidl.lab.budget import compare, poison, unwritten
 from minidl.lab.operations.case import Answers, Case, Host, Layout, Problem, Values
@@ -50,25 +53,38 @@ class Row:
         )
 
 
-def check_case(backend: Backend, operation: str, case: Case, seed: int, variant: str) -> list[Row]:
-    """One row for each answer, and one for each fault."""
+def check_case(
+    backend: Backend, operation: str, case: Case, seed: int, variant: str, against: Mapping[str, Host] | None = None
+) -> list[Row]:
+    """One row for each answer, and one for each fault.
+
+    `against`, the answers of another device, take the place of the reference's; the bounds stay the reference's.
+    """
     problem = make(operation, case, seed)
-    answers, faults = run(backend, problem, case.layout)
-    right, _ = run(get_backend("reference"), problem, "aligned")
     head = operation, variant, backend.name, case.name
-    rows = [
-        Row(*head, fault.name, fault.place, math.nan, math.nan, math.inf, 0.0, math.inf, False, fault.what)
-        for fault in faults
-    ]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Float64Promotion)
+            answers, faults = run(backend, problem, case.layout)
+    except KernelFault as fault:
+        found = Fault(fault.array or "", (), str(fault))
+        return [_failed(head, found)]
+    right, _ = run(get_backend("reference"), problem, "aligned")
+    rows = [_failed(head, fault) for fault in faults]
     # The steps from answers to what is compared are taken in float64, so they add no error of their own.
     with np.errstate(all="ignore"):
         compared = Answers(expected=problem.derive(right), got=problem.derive(_widened(answers)))
         bounds = problem.bounds(compared)
-    for name, value in compared.expected.items():
+        expected = compared.expected if against is None else problem.derive(_widened(against))
+    for name, value in expected.items():
         worst = compare(compared.got[name], value, bounds[name])
         sizes = worst.error, worst.bound, worst.ratio
         rows.append(Row(*head, name, worst.index, worst.got, worst.expected, *sizes, passed=worst.passed))
     return rows
+
+
+def _failed(head: tuple[str, str, str, str], fault: "Fault") -> Row:
+    return Row(*head, fault.name, fault.place, math.nan, math.nan, math.inf, 0.0, math.inf, False, fault.what)
 
 
 def make(operation: str, case: Case, seed: int) -> Problem:

@@ -1,34 +1,31 @@
 """Checks of convolution and of the bias gradient.
 
 All three products are bounded by the same product of absolute values, times what one float32 accumulator may lose over
-as many terms: see `products`. No order of the terms is assumed.
+as many terms: see `minidl.lab.bounds`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
-from kernels.conv import (
-    bias_backward_reference,
-    conv2d_backward_input_reference,
-    conv2d_backward_weight_reference,
-    conv2d_forward_reference,
-)
 from kernels.window import output_size
 from minidl.backends import Backend, Pair
-from minidl.lab.budget import U, products, summation
-from minidl.lab.inputs import FAMILIES, Family, integers, normal
+from minidl.lab import bounds
+from minidl.lab.budget import U, merging
+from minidl.lab.inputs import FAMILIES, Family, integers, normal, whole
 from minidl.lab.operations.case import (
+    Answers,
     Arrays,
     Case,
-    Host,
     Output,
     Problem,
+    Values,
     exact,
     in_all_layouts,
     label,
+    relative,
     within,
 )
 
@@ -99,13 +96,13 @@ def _cases(make: "type[_Forward | _BackwardInput | _BackwardWeight]") -> Iterato
 
 
 class _Product:
-    """What the three have in common: two factors, one result, an absolute sum and its number of terms."""
+    """What the three have in common: two factors and one result."""
 
     def __init__(self, geometry: Geometry, first: Family, second: Family, is_exact: bool) -> None:
         self.geometry, self.first, self.second, self.is_exact = geometry, first, second, is_exact
 
-    def bound(self, absolute: Host, terms: int) -> Host:
-        return products(absolute, 0 if self.is_exact else terms)
+    def bounds(self, of_rounding: Values) -> Callable[[Answers], Values]:
+        return exact if self.is_exact else within(**of_rounding)
 
 
 class _Forward(_Product):
@@ -119,9 +116,7 @@ class _Forward(_Product):
         if self.with_bias:
             inputs["bias"] = self.second(rng, (c_out,))
         window = self.geometry.stride, self.geometry.padding
-        absolute = {name: np.abs(value.astype(np.float64)) for name, value in inputs.items()}
-        magnitude = conv2d_forward_reference(absolute["x"], absolute["w"], absolute.get("bias"), *window)
-        terms = int(np.prod(weight[:3])) + self.with_bias
+        of_rounding = bounds.conv2d_forward(inputs["x"], inputs["w"], inputs.get("bias"), *window)
 
         def call(backend: Backend, a: Arrays) -> None:
             backend.conv2d_forward(a["x"], a["w"], a.get("bias"), a["y"], *window)
@@ -130,7 +125,7 @@ class _Forward(_Product):
             inputs=inputs,
             outputs={"y": Output(self.geometry.y)},
             call=call,
-            bounds=within(y=self.bound(magnitude, terms)),
+            bounds=self.bounds(of_rounding),
         )
 
 
@@ -145,16 +140,12 @@ class _BackwardInput(_Product):
         geometry = self.geometry
         inputs = {"dy": self.first(rng, geometry.y), "w": self.second(rng, geometry.weight)}
         window = geometry.stride, geometry.padding
-        dy, w = (np.abs(value.astype(np.float64)) for value in inputs.values())
-        magnitude = conv2d_backward_input_reference(dy, w, geometry.x, *window)
-        # An element of x is in at most ceil(kernel / stride) windows along each axis.
-        overlap = [-(-kernel // stride) for kernel, stride in zip(geometry.kernel, geometry.stride, strict=True)]
-        terms = overlap[0] * overlap[1] * geometry.c_out
+        of_rounding = bounds.conv2d_backward_input(inputs["dy"], inputs["w"], geometry.x, *window)
         return Problem(
             inputs=inputs,
             outputs={"dx": Output(geometry.x)},
             call=lambda backend, a: backend.conv2d_backward_input(a["dy"], a["w"], a["dx"], *window),
-            bounds=within(dx=self.bound(magnitude, terms)),
+            bounds=self.bounds(of_rounding),
         )
 
 
@@ -165,14 +156,12 @@ class _BackwardWeight(_Product):
         geometry = self.geometry
         inputs = {"x": self.first(rng, geometry.x), "dy": self.second(rng, geometry.y)}
         window = geometry.stride, geometry.padding
-        x, dy = (np.abs(value.astype(np.float64)) for value in inputs.values())
-        magnitude = conv2d_backward_weight_reference(x, dy, geometry.weight, *window)
-        terms = int(np.prod(geometry.y[:3]))
+        of_rounding = bounds.conv2d_backward_weight(inputs["x"], inputs["dy"], geometry.weight, *window)
         return Problem(
             inputs=inputs,
             outputs={"dw": Output(geometry.weight)},
             call=lambda backend, a: backend.conv2d_backward_weight(a["x"], a["dy"], a["dw"], *window),
-            bounds=within(dw=self.bound(magnitude, terms)),
+            bounds=self.bounds(of_rounding),
         )
 
 
@@ -182,13 +171,25 @@ def forward_cases() -> Iterator[Case]:
     yield from (
         case._replace(name=f"{case.name}/bias") for case in _cases(_ForwardWithBias) if case.layout == "aligned"
     )
+    yield from _hostile_second("w", _Forward)
+
+
+def backward_input_cases() -> Iterator[Case]:
+    """Of conv2d_backward_input; also with the hostile numbers in w, where no product with what is not there counts."""
+    yield from _cases(_BackwardInput)
+    yield from _hostile_second("w", _BackwardInput)
 
 
 def backward_weight_cases() -> Iterator[Case]:
     """Of conv2d_backward_weight; also with the hostile numbers in dy."""
     yield from _cases(_BackwardWeight)
+    yield from _hostile_second("dy", _BackwardWeight)
+
+
+def _hostile_second(argument: str, make: "type[_Forward | _BackwardInput | _BackwardWeight]") -> Iterator[Case]:
+    """The hostile numbers in the second factor, which is called `argument`."""
     for name, family in FAMILIES.items():
-        yield Case(label(f"dy-{name}", str(FEW[1])), _BackwardWeight(FEW[1], PLAIN, family, is_exact=False))
+        yield Case(label(f"{argument}-{name}", str(FEW[1])), make(FEW[1], PLAIN, family, is_exact=False))
 
 
 def bias_backward_cases() -> Iterator[Case]:
@@ -197,16 +198,16 @@ def bias_backward_cases() -> Iterator[Case]:
     def case(name: str, family: Family, shape: tuple[int, ...]) -> Case:
         def make(rng: np.random.Generator) -> Problem:
             dy = family(rng, shape)
-            absolute = bias_backward_reference(np.abs(dy.astype(np.float64)))
-            rows = int(np.prod(shape[:-1]))
-
-            # The second stage's result is stored once.
-            bound = summation(rows) * absolute + U * np.abs(bias_backward_reference(dy.astype(np.float64)))
+            of_rounding = within(**bounds.bias_backward(dy))
+            if name == "integers":
+                of_rounding = exact
+            elif name == "whole":  # partial sums are exact: what rounds is adding them up, and the result
+                of_rounding = relative(merging(shape[0]) / U + 1)
             return Problem(
                 inputs={"dy": dy},
                 outputs={"db": Output(shape[-1:])},
                 call=lambda backend, a: backend.bias_backward(a["dy"], a["db"]),
-                bounds=exact if name == "integers" else within(db=bound),
+                bounds=of_rounding,
             )
 
         return Case(label(name, shape), make)
@@ -221,11 +222,12 @@ def bias_backward_cases() -> Iterator[Case]:
         yield case(name, family, shape)
     yield case("mean-1", normal(1, 0.1), (70001, 2))
     yield case("integers", integers, (5001, 5))
+    yield case("whole", whole(61003, 0), (2**20, 2))
 
 
 CASES = {
     "conv2d_forward": forward_cases,
-    "conv2d_backward_input": lambda: _cases(_BackwardInput),
+    "conv2d_backward_input": backward_input_cases,
     "conv2d_backward_weight": backward_weight_cases,
     "bias_backward": bias_backward_cases,
 }

@@ -6,9 +6,9 @@ from itertools import product
 import numpy as np
 
 from minidl.backends import Backend
-from minidl.lab.budget import products
+from minidl.lab import bounds
 from minidl.lab.inputs import FAMILIES, Family, integers
-from minidl.lab.operations.case import Arrays, Case, Output, Problem, in_all_layouts, label, within
+from minidl.lab.operations.case import Arrays, Case, Output, Problem, Values, exact, in_all_layouts, label, within
 
 PLAIN = FAMILIES["ordinary"]
 Size = tuple[int, int, int]  # n, c_in, c_out
@@ -35,21 +35,12 @@ def _case(operation: str, name: str, size: Size, first: Family, second: Family, 
         "linear_backward_input": (("dy", "w"), "dx"),
         "linear_backward_weight": (("x", "dy"), "dw"),
     }[operation]
-    terms = {"y": c_in + bias, "dx": c_out, "dw": n}[result]
 
     def make(rng: np.random.Generator) -> Problem:
         inputs = {key: family(rng, shapes[key]) for key, family in zip(arguments, (first, second), strict=True)}
         if bias:
             inputs["bias"] = second(rng, (c_out,))
-        absolute = {key: np.abs(value.astype(np.float64)) for key, value in inputs.items()}
-        if result == "y":
-            magnitude = absolute["x"] @ absolute["w"].T + absolute.get("bias", 0)
-        elif result == "dx":
-            magnitude = absolute["dy"] @ absolute["w"]
-        else:
-            magnitude = absolute["dy"].T @ absolute["x"]
-
-        bound = products(magnitude, 0 if name == "integers" else terms)
+        of_rounding: Values = getattr(bounds, operation)(*inputs.values(), *(() if bias or result != "y" else (None,)))
 
         def call(backend: Backend, a: Arrays) -> None:
             given = [a[key] for key in arguments]
@@ -58,7 +49,10 @@ def _case(operation: str, name: str, size: Size, first: Family, second: Family, 
             getattr(backend, operation)(*given, a[result])
 
         return Problem(
-            inputs=inputs, outputs={result: Output(shapes[result])}, call=call, bounds=within(**{result: bound})
+            inputs=inputs,
+            outputs={result: Output(shapes[result])},
+            call=call,
+            bounds=exact if name == "integers" else within(**of_rounding),
         )
 
     return Case(label(name, size, "bias" if bias else ""), make)

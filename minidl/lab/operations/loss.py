@@ -26,9 +26,11 @@ IGNORE = -100
 Targets = NDArray[np.int64]
 
 
-def cross_entropy_bounds(logits: Host, targets: Targets, smoothing: float, reduction: str) -> Values:
+def cross_entropy_bounds(
+    logits: Host, targets: Targets, smoothing: float, reduction: str, ignore_index: int = IGNORE
+) -> Values:
     """Of the loss and its gradient, by float32's rules for log p = (z - max z) - log(sum(exp(z - max z)))."""
-    counted = targets != IGNORE
+    counted = targets != ignore_index
     classes = logits.shape[1]
     z = logits.astype(np.float64)
     q = (1 - smoothing) * (targets[:, None] == np.arange(classes)) + smoothing / classes
@@ -150,6 +152,37 @@ def cross_entropy_cases() -> Iterator[Case]:
         yield case("ordinary", (33, 10), smoothing, reduction, ignored)
         yield case("nan-row", (33, 10), smoothing, reduction, ignored)
     yield from in_all_layouts(case("ordinary", (19, 7), 0.2))
+    for target, row in product((-1, 10, 2**40), (0, 300)):
+        yield _no_class_case(target, row)
+
+
+def _no_class_case(target: int, row: int) -> Case:
+    """One target is no class: cross_entropy raises IndexError, which names it, and writes nothing."""
+
+    def make(rng: np.random.Generator) -> Problem:
+        targets = rng.integers(0, 10, 301, np.int64)
+        targets[::7] = IGNORE
+        targets[row] = target
+
+        def call(backend: Backend, a: Arrays) -> None:
+            try:
+                backend.cross_entropy(a["logits"], a["targets"], a["loss"], a["dlogits"], 0.1, IGNORE, "mean")
+            except IndexError as error:
+                named = f"target {target} in row {row} " in str(error)
+                backend.copy(backend.array(np.array(named), np.bool_), a["refused"])
+
+        return Problem(
+            inputs={"logits": normal(0, 1)(rng, (301, 10)), "targets": targets},
+            state={
+                "loss": np.zeros((), np.float32),
+                "dlogits": np.zeros((301, 10), np.float32),
+                "refused": np.zeros((), np.bool_),
+            },
+            call=call,
+            bounds=exact,
+        )
+
+    return Case(label("no-class", f"target-{target}", f"row-{row}"), make)
 
 
 def count_correct_cases() -> Iterator[Case]:

@@ -6,15 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kernels.pooling import (
-    avg_pool2d_backward_reference,
-    avg_pool2d_forward_reference,
-    max_pool2d_backward_reference,
-    max_pool2d_forward_reference,
-)
+from kernels.pooling import max_pool2d_forward_reference
 from kernels.window import output_size
 from minidl.backends import Pair
-from minidl.lab.budget import TINY, rounding
+from minidl.lab import bounds
 from minidl.lab.inputs import FAMILIES, Family, integers
 from minidl.lab.operations.case import Case, Host, Output, Problem, exact, in_all_layouts, label, relative, within
 
@@ -41,15 +36,11 @@ class Geometry(NamedTuple):
         """The arguments of the operations."""
         return self.kernel, self.stride, self.padding
 
-    @property
-    def overlap(self) -> int:
-        """Windows that one element can be in."""
-        return int(np.prod([-(-kernel // stride) for kernel, stride in zip(self.kernel, self.stride, strict=True)]))
-
     def __str__(self) -> str:
         return "-".join(f"{letter}{label(numbers)}" for letter, numbers in zip("xksp", self, strict=True))
 
 
+FOURS = Geometry((2, 9, 7, 12), (3, 3), (2, 1), (1, 1))  # channels in fours, at edges and in overlapping windows
 GEOMETRIES = (
     Geometry((1, 1, 1, 1), (1, 1), (1, 1)),
     Geometry((0, 4, 4, 3), (2, 2), (2, 2)),
@@ -61,9 +52,12 @@ GEOMETRIES = (
     Geometry((1, 9, 9, 2), (5, 5), (1, 1), (2, 2)),
     Geometry((2, 6, 6, 1), (4, 4), (1, 3), (2, 2)),
     Geometry((2, 5, 3, 17), (5, 3), (5, 3)),  # one window
+    Geometry((2, 6, 5, 3), (3, 2), (2, 1), (1, 0)),  # padding along one axis
+    FOURS,
+    Geometry((1, 5, 6, 4), (3, 3), (1, 1), (1, 1)),  # windows beyond the last, in fours
     Geometry((9, 28, 28, 33), (2, 2), (2, 2)),  # several threads
 )
-FEW = (GEOMETRIES[3], GEOMETRIES[4])
+FEW = (GEOMETRIES[3], GEOMETRIES[4], FOURS)
 KINDS: tuple[tuple[str, Family, Geometry], ...] = (
     *(("ordinary", PLAIN, geometry) for geometry in GEOMETRIES),
     *((name, family, geometry) for (name, family), geometry in product(FAMILIES.items(), FEW) if name != "ordinary"),
@@ -72,7 +66,8 @@ KINDS: tuple[tuple[str, Family, Geometry], ...] = (
 
 
 def _with_layouts(case: Case, geometry: Geometry) -> Iterator[Case]:
-    yield from in_all_layouts(case) if case.name.startswith("ordinary") and geometry == FEW[0] else (case,)
+    all_layouts = case.name.startswith("ordinary") and geometry in (FEW[0], FOURS)
+    yield from in_all_layouts(case) if all_layouts else (case,)
 
 
 def max_forward_cases() -> Iterator[Case]:
@@ -108,14 +103,12 @@ def max_backward_cases() -> Iterator[Case]:
             x = integers(rng, geometry.x)
             _, index = max_pool2d_forward_reference(x, *geometry.window)
             dy = family(rng, geometry.y)
-            absolute = max_pool2d_backward_reference(np.abs(dy.astype(np.float64)), index, geometry.x, *geometry.window)
-            # Only additions, and no more than the windows an element is in, less one.
-            bound = rounding(geometry.overlap - 1) * absolute
+            of_rounding = bounds.max_pool2d_backward(dy, index, geometry.x, *geometry.window)
             return Problem(
                 inputs={"dy": dy, "index": index},
                 outputs={"dx": Output(geometry.x)},
                 call=lambda backend, a: backend.max_pool2d_backward(a["dy"], a["index"], a["dx"], *geometry.window),
-                bounds=exact if name == "integers" else within(dx=bound),
+                bounds=exact if name == "integers" else within(**of_rounding),
             )
 
         return Case(label(name, str(geometry)), make)
@@ -130,15 +123,11 @@ def avg_forward_cases() -> Iterator[Case]:
     def case(name: str, family: Family, geometry: Geometry, padded: bool) -> Case:
         def make(rng: np.random.Generator) -> Problem:
             x = family(rng, geometry.x)
-            absolute = avg_pool2d_forward_reference(np.abs(x.astype(np.float64)), *geometry.window, padded)
-            # A window's additions, and the division (two roundings if by a reciprocal).
-            steps = geometry.kernel[0] * geometry.kernel[1] + 1
-            bound = rounding(steps) * absolute + TINY * (absolute > 0)
             return Problem(
                 inputs={"x": x},
                 outputs={"y": Output(geometry.y)},
                 call=lambda backend, a: backend.avg_pool2d_forward(a["x"], a["y"], *geometry.window, padded),
-                bounds=within(y=bound),
+                bounds=within(**bounds.avg_pool2d_forward(x, *geometry.window, padded)),
             )
 
         return Case(label(name, str(geometry), "count-pad" if padded else ""), make)
@@ -154,14 +143,11 @@ def avg_backward_cases() -> Iterator[Case]:
         def make(rng: np.random.Generator) -> Problem:
             dy = family(rng, geometry.y)
             window = geometry.window
-            absolute = avg_pool2d_backward_reference(np.abs(dy.astype(np.float64)), geometry.x, *window, padded)
-            # A share is divided off (two roundings), and shares are added.
-            bound = rounding(geometry.overlap + 1) * absolute + geometry.overlap * TINY * (absolute > 0)
             return Problem(
                 inputs={"dy": dy},
                 outputs={"dx": Output(geometry.x)},
                 call=lambda backend, a: backend.avg_pool2d_backward(a["dy"], a["dx"], *window, padded),
-                bounds=within(dx=bound),
+                bounds=within(**bounds.avg_pool2d_backward(dy, geometry.x, *window, padded)),
             )
 
         return Case(label(name, str(geometry), "count-pad" if padded else ""), make)
@@ -184,25 +170,23 @@ def global_forward_cases() -> Iterator[Case]:
     """Of global_avg_pool2d_forward."""
 
     def case(name: str, family: Family, shape: tuple[int, int, int, int]) -> Case:
-        n, h, w, c = shape
+        n, _, _, c = shape
 
         def make(rng: np.random.Generator) -> Problem:
             x = family(rng, shape)
-            absolute = np.abs(x.astype(np.float64)).mean(axis=(1, 2))
-            # The sum over the image in one accumulator, and the division.
-            bound = rounding(h * w + 1) * absolute + TINY * (absolute > 0)
             return Problem(
                 inputs={"x": x},
                 outputs={"y": Output((n, c))},
                 call=lambda backend, a: backend.global_avg_pool2d_forward(a["x"], a["y"]),
-                bounds=exact if name == "integers" else within(y=bound),  # 64 pixels: the division is exact too
+                # 64 pixels: the division is exact too.
+                bounds=exact if name == "integers" else within(**bounds.global_avg_pool2d_forward(x)),
             )
 
         return Case(label(name, shape), make)
 
     for name, family, shape in GLOBAL_KINDS:
         one = case(name, family, shape)
-        yield from in_all_layouts(one) if (name, shape[3]) == ("ordinary", 17) else (one,)
+        yield from in_all_layouts(one) if name == "ordinary" and shape[3] in (17, 64) else (one,)
 
 
 def global_backward_cases() -> Iterator[Case]:
@@ -222,7 +206,7 @@ def global_backward_cases() -> Iterator[Case]:
 
     for name, family, shape in GLOBAL_KINDS:
         one = case(name, family, shape)
-        yield from in_all_layouts(one) if (name, shape[3]) == ("ordinary", 17) else (one,)
+        yield from in_all_layouts(one) if name == "ordinary" and shape[3] in (17, 64) else (one,)
 
 
 CASES = {

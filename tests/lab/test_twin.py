@@ -1,0 +1,78 @@
+"""The twin names the step, the layer and the array where something goes wrong, and nothing where all is well."""
+
+import numpy as np
+import pytest
+
+from minidl.backends.cpu import CpuBackend
+from minidl.lab import twin
+
+
+def run(backend, steps: int = 2):
+    lines: list[str] = []
+    return twin.run(backend, steps, seed=0, said=lines.append), lines
+
+
+def test_the_cpu_stays_within_its_budget() -> None:
+    departure, lines = run(CpuBackend(1), steps=3)
+    assert departure is None
+    assert len(lines) == 3
+    assert all("worst error/bound 0." in line for line in lines)
+    # Each step: a loss that the float64 network has too, to about 1e-6.
+    losses = [line.split("loss ")[1].split(" (")[0].split(", in float64 ") for line in lines]
+    assert all(abs(float(ours) - float(exact)) < 1e-5 for ours, exact in losses)
+
+
+class WrongInput(CpuBackend):
+    """The second convolution's input gradient has one element that is off, in the second step."""
+
+    calls = 0
+
+    def conv2d_backward_input(self, dy, w, dx, stride, padding) -> None:
+        super().conv2d_backward_input(dy, w, dx, stride, padding)
+        if dx.shape[1:] == (8, 8, 32):
+            self.calls += 1
+            if self.calls == 2:
+                dx.reshape(-1)[np.abs(dx).argmax()] *= np.float32(1.0001)
+
+
+class WrongUpdate(CpuBackend):
+    def sgd(self, values, *rest) -> None:
+        super().sgd(values, *rest)
+        values[2].reshape(-1)[0] += np.float32(1e-4)
+
+
+class SharedMemory(CpuBackend):
+    """An operation spoils what another one wrote: the input of the max-pool's backward pass."""
+
+    held = None
+
+    def max_pool2d_forward(self, x, y, index, *rest) -> None:
+        super().max_pool2d_forward(x, y, index, *rest)
+        self.held = index
+
+    def cross_entropy(self, *arguments) -> None:
+        super().cross_entropy(*arguments)
+        self.held.reshape(-1)[0] ^= 1
+
+
+class NotANumber(CpuBackend):
+    def batchnorm_apply(self, x, statistics, gamma, beta, y, relu) -> None:
+        super().batchnorm_apply(x, statistics, gamma, beta, y, relu)
+        y.reshape(-1)[-1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("backend", "step", "layer", "array"),
+    [
+        (WrongInput, 2, "conv2", "dx"),
+        (WrongUpdate, 1, "conv3.weight", "values[2]"),
+        (SharedMemory, 1, "pool4", "index"),
+        (NotANumber, 1, "bn1", "y"),
+    ],
+)
+def test_a_departure_is_named(backend, step, layer, array) -> None:
+    departure, lines = run(backend(1), steps=3)
+    assert departure is not None
+    assert (departure.step, departure.layer, departure.array) == (step, layer, array)
+    assert len(lines) == step - 1
+    assert f"step {step}, {layer}" in str(departure)
