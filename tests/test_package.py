@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -77,6 +78,7 @@ def test_what_is_imported_is_declared() -> None:
     extras = [name for extra in project["optional-dependencies"].values() for name in extra]
     declared = {name.partition(">")[0].partition("[")[0] for name in [*project["dependencies"], *extras]}
     distribution = {"PIL": "pillow", "cupy": "cupy-cuda13x", "sklearn": "scikit-learn"}
+    distribution |= {"llvmlite": "numba", "cuda": "numba-cuda"}  # each comes with the other
     tops = {name.partition(".")[0] for path in [*FILES, *SCRIPTS] for name in imported(path)}
     foreign = tops - set(sys.stdlib_module_names) - set(PACKAGES)
     assert {name for name in foreign if distribution.get(name, name) not in declared} == set()
@@ -109,6 +111,27 @@ def test_another_package_named_kernels_is_told_in_one_line_with_the_remedy(tmp_p
     assert last.startswith("ImportError: another package named 'kernels' is installed (")
     assert str(tmp_path / "kernels" / "__init__.py") in last
     assert "`python -m pip uninstall kernels`" in last
+
+
+def test_a_folder_named_kernels_is_told_apart_from_a_package(tmp_path) -> None:
+    """As under an editable installation, whose own finder comes after all folders on the path."""
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "minidl").mkdir()
+    shutil.copy(REPOSITORY / "minidl" / "__init__.py", tmp_path / "minidl")
+    done = python("-c", "import minidl", path=[tmp_path], cwd=tmp_path)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: the folder {tmp_path / 'kernels'} is taken for the package 'kernels' and ")
+    assert "None" not in last
+
+
+def test_pytest_alone_finds_the_packages(tmp_path) -> None:
+    """Without `python -m`, which puts the working folder on the path; -P is that."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHONPATH", "PYTEST"))}
+    chosen = ["tests/data/test_digits.py", "tests/kernels/test_linear_reference.py"]
+    command = [sys.executable, "-P", "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *chosen]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("arguments", ["--help", "train --help", "eval --help", "train --no-such-option", ""])
