@@ -78,7 +78,7 @@ def _not_finite(value):
     return not abs(value) < INFINITY
 
 
-@kernel(traffic="x -> counts", registers=32, examples=[(uint32,), (int64,)])
+@kernel(traffic="x -> counts", registers=40, examples=[(uint32,), (int64,)])
 def count_not_finite_scalar(index: Any) -> Launch:
     """counts: each block's threads that met a NaN or an infinity."""
 

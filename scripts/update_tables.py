@@ -8,6 +8,7 @@ A table stands between `<!-- NAME -->` and `<!-- /NAME -->`. What has not been r
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -21,6 +22,7 @@ from minidl.data import load
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "docs" / "results" / "training.jsonl"
+GPU_RECORDS = ROOT / "docs" / "results" / "gpu.jsonl"
 PICTURE = ROOT / "docs" / "images" / "batchnorm.svg"
 DIGIT = ROOT / "docs" / "images" / "digit.png"
 NOT_YET = "not yet recorded"
@@ -30,10 +32,58 @@ Record = dict[str, Any]
 
 def read(experiment: str) -> list[Record]:
     """The recorded runs of an experiment."""
-    if not RECORDS.exists():
-        return []
-    rows = [json.loads(line) for line in RECORDS.read_text(encoding="utf-8").splitlines()]
-    return [row for row in rows if row["experiment"] == experiment]
+    return [row for row in _lines(RECORDS) if row["experiment"] == experiment]
+
+
+def _lines(file: Path) -> list[Record]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+
+GPU_PARTS: dict[str, tuple[str, Callable[[Record], str]]] = {
+    "verify": (
+        "every operation and technique against float64",
+        lambda row: (
+            f"{row['rows']:,} answers, worst error/bound "
+            f"{max((entry['worst_ratio'] or 0 for entry in row['operations']), default=0):.3f}"
+        ),
+    ),
+    "same-bits": ("the same bits", lambda row: f"{row['cases']:,} cases, {row['runs']} runs each"),
+    "emulator": (
+        "the emulator's answers",
+        lambda row: (
+            f"{row['answers']:,} answers, {row['equal']:,} equal, worst difference/bound {row['worst_ratio']:.3f}"
+        ),
+    ),
+    "sanitizer": ("compute-sanitizer", lambda row: ", ".join(row.get("tools", {}))),
+    "twin": ("100 steps beside float64", lambda row: row.get("last", "")),
+    "train": (
+        "training",
+        lambda row: "; ".join(
+            f"{run['experiment']}, seed {run['summary']['seed']}: {run['summary']['test_accuracy']:.2%}"
+            for run in row["runs"]
+        ),
+    ),
+}
+
+
+def gpu_table() -> str:
+    """What a GPU has shown."""
+    rows = {row["part"]: row for row in _lines(GPU_RECORDS)}
+    lines = ["| on a GPU | result | measured |", "|---|---|---|"]
+    for part, (title, measured) in GPU_PARTS.items():
+        row = rows.get(part)
+        if row is None:
+            lines.append(f"| {title} | {NOT_YET} |  |")
+        else:
+            passed = "passed" if row["passed"] else f"failed: {'; '.join(row.get('failures', []))[:200]}"
+            lines.append(f"| {title} | {passed} | {measured(row) if row['passed'] else ''} |")
+    for row in list(rows.values())[:1]:
+        machine, versions = row["environment"], row["environment"]["versions"]
+        known = ", ".join(
+            f"{name} {versions[name]}" for name in ("numba", "numba-cuda", "cupy-cuda13x") if name in versions
+        )
+        lines += ["", f"Recorded on {row['date']}: {machine['gpu']}; {known}. Rows: [gpu.jsonl](results/gpu.jsonl)."]
+    return "\n".join(lines)
 
 
 def training_table() -> str:
@@ -111,7 +161,10 @@ def draw_digit() -> None:
     grey.resize((128, 128), Image.Resampling.NEAREST).save(DIGIT)
 
 
-TABLES = {"results": (ROOT / "README.md", training_table)}
+TABLES = {
+    "results": (ROOT / "README.md", training_table),
+    "gpu": (ROOT / "docs" / "kernels.md", gpu_table),
+}
 
 
 def main() -> None:

@@ -33,6 +33,8 @@ DEPENDENCIES = {
     "safetensors": ("safetensors", "0.5"),
     "threadpoolctl": ("threadpoolctl", "3.5"),
 }
+if sys.platform != "darwin":  # it has no macOS wheels; the emulator does with Numba alone there
+    DEPENDENCIES["numba-cuda"] = ("numba_cuda", "0.30")
 CGROUP = Path("/sys/fs/cgroup")  # where a Linux container finds its limits
 MEMORY = Path("/proc/meminfo")
 

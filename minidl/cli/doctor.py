@@ -55,7 +55,7 @@ def all_checks(data_dir: str | None) -> list[Check]:
         Check("CPU backend", checks.cpu_backend, f"{first}; if there are none, report this as a bug"),
         Check("emulator", gpu_checks.emulator, reinstall.format("numba")),
         Check("NVIDIA driver", gpu_checks.nvidia_driver, first),
-        *(Check(name, partial(gpu_checks.package, name), first) for name in gpu_checks.PACKAGES),
+        Check("CuPy", gpu_checks.cupy, first),
         Check("device", gpu_checks.device, first),
         Check("data sets", partial(checks.data_sets, data_dir), "name another folder with --data-dir"),
         Check("runs folder", checks.runs_folder, "train with --out DIR, a folder that can be written to"),

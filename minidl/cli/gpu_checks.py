@@ -7,7 +7,6 @@ import time
 from minidl.cli.checks import FAIL, INFO, PASS, WARN, Finding
 
 NOTHING = "nothing; without a GPU minidl computes on the CPU, and --device emulator runs the GPU's kernels"
-PACKAGES = "CuPy", "numba-cuda"
 
 
 def nvidia_driver() -> Finding:
@@ -39,11 +38,11 @@ def _listed() -> str:
     return " | ".join(", driver ".join(line.rsplit(", ", 1)) for line in lines)
 
 
-def package(name: str) -> Finding:
-    """Whether "CuPy" or "numba-cuda" is installed. Only a GPU needs them."""
+def cupy() -> Finding:
+    """Whether CuPy is installed. Only a GPU needs it."""
     from minidl.backends import gpu
 
-    installed = gpu.installed(name)
+    installed = gpu.installed("CuPy")
     if installed is not None:
         return Finding(PASS, installed)
     if gpu.driver() is None:
