@@ -15,10 +15,11 @@ def inlined(function):
 
 
 def index_type(size: int):
-    """The narrowest type that counts `size` elements and the threads beyond: 64-bit arithmetic costs several times more.
+    """The narrowest type that counts `size` elements and the threads beyond.
 
-    Numba computes in 64 bits whatever its operands are, so an index is cut where it is complete:
-    `i = index(cuda.blockIdx.x * 256 + cuda.threadIdx.x)`; the compiler then narrows what led to it.
+    64-bit arithmetic costs several times as much. Numba computes in 64 bits whatever its operands are, so an index is
+    cut where it is complete, `i = index(cuda.blockIdx.x * 256 + cuda.threadIdx.x)`; the compiler then narrows what led
+    to it.
     """
     return uint32 if size <= 2**31 else int64
 

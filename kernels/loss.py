@@ -30,6 +30,7 @@ from kernels.device import WARP, index_type, inlined
 from kernels.errors import ShapeError, require_shape, same_shape
 from kernels.launch import Array as DeviceArray
 from kernels.launch import Cost, Float, Floats, Int64, Int64s, Launch, Runner, blocks_for, kernel, techniques
+from kernels.targets import check_targets, no_class
 
 Array = NDArray[Any]
 BLOCK = 256
@@ -69,21 +70,6 @@ def cross_entropy_reference(
         loss = loss / count
         dlogits = dlogits / max(count, 1)
     return loss, dlogits
-
-
-def check_targets(targets: NDArray[np.int64], classes: int, ignore_index: int) -> None:
-    """Raise IndexError, naming the first bad row, unless each target is in [0, classes) or is `ignore_index`."""
-    bad = (targets != ignore_index) & ((targets < 0) | (targets >= classes))
-    if bad.any():
-        row = int(bad.argmax())
-        raise _no_class(int(targets[row]), row, classes, ignore_index)
-
-
-def _no_class(target: int, row: int, classes: int, ignore_index: int) -> IndexError:
-    return IndexError(
-        f"cross_entropy: target {target} in row {row} is not one of the {classes} classes; "
-        f"give 0 to {classes - 1}, or {ignore_index} to ignore the row"
-    )
 
 
 def _check_reduction(reduction: str) -> None:
@@ -297,7 +283,7 @@ def cross_entropy(
     summary, losses = run.empty((2,), np.int64), run.empty((n,))
     run(cross_entropy_targets(classes), targets, summary, ignore_index, n)
     if check and (row := int(summary[1])) < n:
-        raise _no_class(int(targets[row]), row, classes, ignore_index)
+        raise no_class(int(targets[row]), row, classes, ignore_index)
     off = label_smoothing / classes
     rows = cross_entropy_rows(index_type(logits.size), classes, lanes, mean)
     run(rows, logits, targets, summary, losses, dlogits, 1 - label_smoothing + off, off, ignore_index, n)

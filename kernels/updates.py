@@ -137,7 +137,7 @@ def _launch(function: Callable[..., None], rule: str) -> Launch:
 
 @kernel(
     traffic="table, chunks, numbers ->",
-    registers=40,
+    registers=48,
     examples=[(uint32, "sgd"), (uint32, "momentum"), (uint32, "nesterov"), (uint32, "adam"), (int64, "adam")],
 )
 def update_tensors_scalar(index: Any, rule: str) -> Launch:

@@ -46,6 +46,12 @@ class Report:
     shared_bytes: int
     counts: Counts | None = None
 
+    def __str__(self) -> str:
+        text = (
+            f"{self.kernel}: grid {self.grid}, block {self.block}, {self.shared_bytes:,} bytes of shared memory a block"
+        )
+        return text if self.counts is None else f"{text}\n{self.counts}"
+
 
 def emulate(
     kernel: Callable[..., Any],

@@ -39,6 +39,7 @@ class Memory:
         self.length = math.prod(shape)
         self.data = data  # all of it, flat
         self.address = address  # in bytes, of element 0
+        self.counted_from = address  # where the observer is told that it starts
         self.watched = True  # whether reads are of interest to anyone
 
     @property
@@ -162,7 +163,7 @@ class Memory:
         machine = self.machine
         if machine.observer is not None:
             itemsize = self.dtype.itemsize
-            address = lanes.vector(inside) * itemsize + self.address
+            address = lanes.vector(inside) * itemsize + self.counted_from
             machine.observer.memory(
                 machine.place(), OBSERVED[kind], self.space, self.name, address, count * itemsize, lanes.ids,
                 machine.threads,
@@ -174,6 +175,15 @@ def spread(index: Vector, count: int) -> Vector:
     return index if count == 1 else (index[:, None] + np.arange(count)).ravel()
 
 
+def _as_on_a_gpu(data: Vector) -> int:
+    """The address of an array as if the memory that it lies in had come from a GPU's allocator, 256-byte aligned."""
+    owner = data
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    start = owner.ctypes.data
+    return int(start - start % 256 + (data.ctypes.data - start))
+
+
 class Global(Memory):
     """An argument, or an array that is reached by its address."""
 
@@ -181,6 +191,7 @@ class Global(Memory):
 
     def __init__(self, machine: "Machine", name: str, data: Vector) -> None:
         super().__init__(machine, name, data.dtype, data.shape, data, data.ctypes.data)
+        self.counted_from = _as_on_a_gpu(data)
         self.refuses_stores = False
         self.is_read = self.is_written = False  # by the kernel, as far as its source says
         self.shift = 0  # where in the shadow, which arrays that overlap share, this one starts

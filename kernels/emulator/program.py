@@ -199,10 +199,11 @@ _HELPERS: dict[str, Any] = {
 }
 
 
-def translated_type(function: Callable[..., Any], kinds: list[types.Type]) -> types.Type:
-    """The type of what a device function returns for arguments of these types."""
+def translate_function(function: Callable[..., Any], kinds: list[types.Type]) -> tuple[Callable[..., Any], types.Type]:
+    """A device function translated for arguments of these types, and the type of its result."""
     program = Program(function.__name__, False, function)
     program.namespace.update(_HELPERS)
     names = parse(function).parameters
     given = {name: Value(kind, variable(name)) for name, kind in zip(names, kinds, strict=True)}
-    return _translate(program, function, given, None)[1]
+    translated, kind, _ = _translate(program, function, given, None)
+    return program.namespace[translated], kind

@@ -39,7 +39,8 @@ class Statements(Calls):
         method = getattr(self, f"_on_{type(node).__name__.lower()}", None)
         if method is None:
             self.refuse(f"the statement {ast.unparse(node).splitlines()[0]!r} ({type(node).__name__})")
-        if self.program.counts and not isinstance(node, ast.Pass):
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if self.program.counts and not docstring and not isinstance(node, ast.Pass):
             self.emit(f"M.observer.statement({self.here()!r}, L.ids, M.threads)")
         return bool(method(node))
 

@@ -124,7 +124,7 @@ def avg_pool2d_backward_scalar(index: Any, geometry: Geometry, count_include_pad
     return Launch(avg_pool2d_backward, BLOCK, lambda n: blocks_for(n, BLOCK), _backward_cost(geometry))
 
 
-@kernel(traffic="dy -> dx", registers=48, instructions=WIDE, examples=EXAMPLES)
+@kernel(traffic="dy -> dx", registers=64, instructions=WIDE, examples=EXAMPLES)
 def avg_pool2d_backward_vector(index: Any, geometry: Geometry, count_include_pad: bool) -> Launch:
     """Four channels a thread, in loads and a store of 16 bytes. c is a multiple of 4."""
     height, width, c, (kh, kw), (sh, sw), (ph, pw) = geometry

@@ -151,10 +151,8 @@ def test_text_names_lines_and_totals() -> None:
 
 
 def aligned(n: int, offset: int = 0) -> np.ndarray:
-    """n ones that start `offset` elements beyond a multiple of 128 bytes."""
-    raw = np.ones(n + 64 + offset, np.float32)
-    start = (-raw.ctypes.data // 4) % 32 + offset
-    return raw[start : start + n]
+    """n ones that start `offset` elements into their memory."""
+    return np.ones(n + offset, np.float32)[offset:]
 
 
 def line_of(function, text: str) -> tuple[str, int]:
@@ -249,3 +247,17 @@ def test_device_functions_are_counted_in_their_own_file() -> None:
     assert line_of(positive.py_func, "return") in counts.lines
     assert "\ndevice.py\n" in str(counts)
     assert "\ntest_counts.py\n" in str(counts)
+
+
+@pytest.mark.parametrize("offset", range(4))
+def test_arrays_are_counted_as_if_a_gpu_had_allocated_them(offset: int) -> None:
+    def copy(x, y):
+        i = cuda.threadIdx.x
+        y[i] = x[i]
+
+    memory = np.zeros(64 + 8 + 4, np.float32)[offset:]  # NumPy aligns to 16 bytes, wherever that is
+    for first, sectors in ((0, 8), (4, 10), (8, 8)):  # two warps, each of four sectors, or parts of five
+        x = memory.copy()[first : first + 64]
+        report = emulate(copy, 1, 64, x, np.empty(64, np.float32), counts=True)
+        assert report.counts.total.load_sectors == sectors
+    assert str(report).startswith("copy: grid (1, 1, 1), block (64, 1, 1), 0 bytes")

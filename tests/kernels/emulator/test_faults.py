@@ -498,6 +498,18 @@ def test_the_kernel_without_the_fault_passes(case: Any) -> None:
     launch(case[0], False)
 
 
+def test_a_race_between_arrays_that_overlap_in_part() -> None:
+    def kernel(x, y):
+        i = cuda.grid(1)
+        y[i] = x[i]
+
+    memory = floats(512)
+    emulate(kernel, 4, THREADS, memory[:256], memory[256:])
+    emulate(kernel, 4, THREADS, memory[:256], memory[:256])  # each thread stays with its element
+    with pytest.raises(DataRace):
+        emulate(kernel, 4, THREADS, memory[:256], memory[200:456])
+
+
 def test_the_line_is_that_of_the_access() -> None:
     def kernel(x, y):
         i = cuda.grid(1)

@@ -290,6 +290,21 @@ def test_static_and_dynamic_shared_arrays() -> None:
     assert run(kernel, 16, shared_bytes=128).tolist() == [(t ^ 1) + (15 - t) * 10 for t in range(16)]
 
 
+def test_shared_arrays_of_several_blocks_do_not_overlap() -> None:
+    def kernel(y):
+        t = cuda.threadIdx.x
+        a = cuda.shared.array(8, int32)
+        b = cuda.shared.array(8, int64)
+        c = cuda.shared.array(0, int32)
+        a[t], b[t], c[t] = t + 1, 10 * t + cuda.blockIdx.x, 1000 * t
+        cuda.syncthreads()
+        y[cuda.grid(1)] = a[7 - t] + b[7 - t] + c[7 - t]
+
+    y = np.zeros(24, np.int64)
+    emulate(kernel, 3, 8, y, shared_bytes=32, outputs=["y"])
+    assert y.tolist() == [k + 1 + 10 * k + block + 1000 * k for block in range(3) for k in range(7, -1, -1)]
+
+
 def test_dynamic_shared_arrays_share_their_bytes() -> None:
     def kernel(y):
         t = cuda.threadIdx.x
@@ -361,6 +376,23 @@ def test_integers_wrap_around() -> None:
     y = np.zeros(10, np.int64)
     emulate(kernel, 1, 1, y)
     assert y.tolist() == [2**32 - 1, -(2**31), 44, -56, -(2**63), 2**31, -4, 1, -3 * 100 + 2, -4]
+
+
+def test_narrow_integers_are_added_and_multiplied_in_64_bits() -> None:
+    def kernel(y):
+        a = int32(cuda.threadIdx.x + 2147483000)
+        u = uint32(cuda.threadIdx.x + 4294967000)
+        y[cuda.threadIdx.x, 0] = a + a
+        y[cuda.threadIdx.x, 1] = a * a
+        y[cuda.threadIdx.x, 2] = int64(u + u)
+        y[cuda.threadIdx.x, 3] = -a - a
+        y[cuda.threadIdx.x, 4] = a << 3
+
+    y = np.zeros((3, 5), np.int64)
+    emulate(kernel, 1, 3, y)
+    for t in range(3):
+        a, u = t + 2147483000, t + 4294967000
+        assert y[t].tolist() == [2 * a, a * a, 2 * u, -2 * a, a << 3]
 
 
 def test_hash_in_uint64() -> None:

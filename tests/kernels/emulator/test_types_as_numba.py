@@ -10,13 +10,26 @@ import numpy as np
 import pytest
 from numba import cuda, types
 
-from kernels.emulator.program import translated_type
+from kernels.emulator.lanes import Batch
+from kernels.emulator.machine import Machine
+from kernels.emulator.program import translate_function
+from kernels.emulator.translation import Program
 
 NAMES = {"i": types.int32, "j": types.int64, "u": types.uint32, "v": types.uint64, "b": types.boolean,
          "f": types.float32, "g": types.float64}  # fmt: skip
 ARITHMETIC = ["+", "-", "*", "/", "//", "%"]
 OF_INTEGERS = ["<<", ">>", "&", "|", "^"]
 COMPARISONS = ["<", "<=", "==", "!="]
+
+
+class WithoutLaunch(Machine):
+    """As much of a launch as arithmetic needs."""
+
+    def __init__(self) -> None:
+        self.program = Program("function", False, None)
+
+    def fault(self, kind: Any, what: str, **_: Any) -> Any:
+        raise ArithmeticError(what)
 
 
 class Writer:
@@ -76,7 +89,18 @@ def test_result_has_numbas_type(seed: int, tmp_path: Path) -> None:
                 _, expected = cuda.compile_ptx(function, tuple(NAMES.values()), device=True, cc=(9, 0))
             except Exception:  # no type in Numba either, such as float ^ int
                 continue
-        assert translated_type(function, list(NAMES.values())) == types.unliteral(expected), path.read_text()
+        translated, kind = translate_function(function, list(NAMES.values()))
+        assert kind == types.unliteral(expected), path.read_text()
+        values = [np.dtype(str(one)).type(k + 2) for k, one in enumerate(NAMES.values())]
+        vectors = [np.full(8, value) for value in values]
+        lanes = Batch((1, 1, 1), (8, 1, 1), 0, 1).lanes
+        try:
+            with np.errstate(all="ignore"):
+                scalar, vector = (translated(WithoutLaunch(), lanes, *given) for given in (values, vectors))
+        except ArithmeticError:  # divides by zero, or shifts too far
+            continue
+        assert scalar.dtype == vector.dtype == np.dtype(str(kind)), path.read_text()
+        np.testing.assert_array_equal(np.broadcast_to(scalar, 8), vector, err_msg=path.read_text())
         return
     pytest.fail("no program with a type")
 
