@@ -75,16 +75,9 @@ def test_other_channels_are_refused(shape) -> None:
 
 def test_neighbouring_threads_read_neighbouring_columns(rng) -> None:
     run = EmulatorRunner(counts=True)
-    x, sums = aligned(rng, (200, 64)), np.empty(64, np.float32)
+    x, sums = whole(rng, (200, 64)), np.empty(64, np.float32)
     sum_columns(run, x, sums)
     (launched,) = run.launched
     total = launched.report.counts.total
     assert total.load_sectors * 32 == total.load_bytes == x.nbytes
     assert total.bank_conflicts == 0
-
-
-def aligned(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Whole numbers that start where a sector does, as they do on a GPU."""
-    memory = whole(rng, (int(np.prod(shape)) + 8,))
-    start = -memory.ctypes.data % 32 // 4
-    return memory[start : start + int(np.prod(shape))].reshape(shape)

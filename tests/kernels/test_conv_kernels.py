@@ -191,7 +191,7 @@ def test_a_shorter_batch_runs_the_same_kernels(rng) -> None:
 def test_tiles_are_loaded_and_stored_as_the_memory_likes_it() -> None:
     """No bank conflict, hardly a divergent branch, no byte moved that nobody asked for."""
     case = Case((2, 8, 8, 16), (3, 3), 64, padding=(1, 1))
-    x, w, y = (aligned(shape) for shape in (case.x, case.w, case.y))
+    x, w, y = (np.zeros(shape, np.float32) for shape in (case.x, case.w, case.y))
     run = EmulatorRunner(counts=True)
     conv2d_forward(run, x, w, None, y, *case.window)
     conv2d_backward_input(run, y, w, x, *case.window)
@@ -206,13 +206,6 @@ def test_tiles_are_loaded_and_stored_as_the_memory_likes_it() -> None:
         # What a tile of 64 x 64 or 128 x 16 elements reads, it reads once for all of them.
         assert total.load_bytes < 4 * case.geometry.work(case.x[0]) / 2 / 14
     assert 32 * products[0].report.counts.total.store_sectors == y.nbytes  # the others write slices
-
-
-def aligned(shape: tuple[int, ...]) -> np.ndarray:
-    """Zeros that start where a sector does, as they do on a GPU."""
-    memory = np.zeros(int(np.prod(shape)) + 8, np.float32)
-    start = -memory.ctypes.data % 32 // 4
-    return memory[start : start + int(np.prod(shape))].reshape(shape)
 
 
 def test_phases_leave_out_what_a_stride_makes_zero() -> None:
