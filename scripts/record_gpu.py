@@ -12,6 +12,7 @@ Parts, each one row:
     emulator    the emulator's answers against the GPU's, within the bound of one of them
     sanitizer   compute-sanitizer's memcheck, racecheck, initcheck and synccheck over small cases of every operation
     twin        100 steps of training with the float64 reference in lockstep
+    graph       forward and backward captured as a CUDA graph: replayed on new images, the same bits as launch by launch
     train       `minidl train --device cuda`: digits, five seeds; Fashion-MNIST, 5 and 15 epochs
 
 A part that fails is recorded as failed, and the exit code is 1. A row replaces the one of the same part; a line is
@@ -38,10 +39,15 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from minidl import nn  # noqa: E402
 from minidl.backends import Backend, get_backend  # noqa: E402
+from minidl.data import load  # noqa: E402
+from minidl.errors import MinidlError  # noqa: E402
 from minidl.lab import twin  # noqa: E402
 from minidl.lab.operations import answers, check_operation  # noqa: E402
 from minidl.lab.verify import Task, plan, summaries, using, verify  # noqa: E402
+from minidl.models import build  # noqa: E402
+from minidl.training import ImageSource  # noqa: E402
 from minidl.training.environment import environment  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results" / "gpu.jsonl"
@@ -161,6 +167,56 @@ def record_twin(device: Backend, pattern: str | None) -> Result:
     return {"passed": departure is None, "last": lines[-1], "failures": [str(departure)] if departure else []}
 
 
+def record_graph(device: Backend, pattern: str | None) -> Result:
+    """small-cnn on digits: loss and all gradients of a second batch, which lies where the captured one did."""
+    del pattern
+    gpu: Any = device
+    if not hasattr(gpu.run, "capture"):
+        return {"passed": False, "failures": [f"{device.name} has no CUDA graphs"]}
+    digits = load("digits")
+    nn.manual_seed(0)
+    model = build("small-cnn", digits.image_shape, digits.classes)
+    model.to(device)
+    nn.fuse(model)
+    criterion = nn.CrossEntropyLoss(device=device)
+    source = ImageSource(digits.train_images, digits.train_labels, digits.mean, digits.std, device)
+    batches = [source.batch(np.arange(first, first + 64)) for first in (0, 64)]
+    x, targets = source.batch(np.arange(64))
+    kept: dict[str, Any] = {}
+
+    def step() -> None:
+        model.zero_grad()
+        kept["loss"] = criterion.forward(model.forward(x), targets)
+        model.backward(criterion.backward())
+        kept.update((name, parameter.grad) for name, parameter in model.named_parameters())
+
+    def bits() -> dict[str, bytes]:
+        return {name: device.numpy(array).tobytes() for name, array in kept.items()}
+
+    gpu.checks_targets = False
+    try:
+        device.copy(batches[1][0], x)
+        device.copy(batches[1][1], targets)
+        step()
+        eager = bits()
+        device.copy(batches[0][0], x)
+        device.copy(batches[0][1], targets)
+        graph = gpu.run.capture(step)
+        device.copy(batches[1][0], x)
+        device.copy(batches[1][1], targets)
+        graph.replay()
+        gpu.run.synchronize()
+        replayed = bits()
+    finally:
+        gpu.checks_targets = True
+    different = [name for name in eager if eager[name] != replayed[name]]
+    return {
+        "passed": not different,
+        "arrays": len(eager),
+        "failures": [f"different: {', '.join(different)}"] * bool(different),
+    }
+
+
 def record_train(device: Backend, pattern: str | None) -> Result:
     """What a user types; each in a process of its own, wall time from start to end."""
     del pattern
@@ -193,6 +249,7 @@ PARTS: dict[str, Callable[[Backend, str | None], Result]] = {
     "emulator": record_emulator,
     "sanitizer": record_sanitizer,
     "twin": record_twin,
+    "graph": record_graph,
     "train": record_train,
 }
 
@@ -225,7 +282,10 @@ def main() -> None:
     if options.take:
         take(_read(options.take))
         return
-    device = get_backend(options.small or options.device)
+    try:
+        device = get_backend(options.small or options.device)
+    except MinidlError as error:
+        sys.exit(str(error))
     if options.small:
         run_small(device)
         return

@@ -56,6 +56,7 @@ GPU_PARTS: dict[str, tuple[str, Callable[[Record], str]]] = {
     ),
     "sanitizer": ("compute-sanitizer", lambda row: ", ".join(row.get("tools", {}))),
     "twin": ("100 steps beside float64", lambda row: row.get("last", "")),
+    "graph": ("a CUDA graph of forward and backward", lambda row: f"{row['arrays']} arrays, the same bits"),
     "train": (
         "training",
         lambda row: "; ".join(

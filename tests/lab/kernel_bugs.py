@@ -41,7 +41,7 @@ SYNCHRONISATION = (
     Bug("barrier-dropped-in-a-tree", "R25: numba PR6127, numba's own reduction", STATISTICS,
         "            cuda.syncthreads()\n", "",
         "batchnorm_statistics", "scalar", "ordinary/257x17", "DataRace"),
-    Bug("shared-memory-reused-without-a-barrier", "R25: karpathy/llm.c PR282", "kernels/tiles.py",
+    Bug("shared-memory-reused-without-a-barrier", "karpathy/llm.c PR282", "kernels/tiles.py",
         "                        sums[i, j] += a_value * b_values[j]\n            cuda.syncthreads()\n",
         "                        sums[i, j] += a_value * b_values[j]\n",
         "linear_forward", "tiled", "ordinary/65x64x63", "DataRace"),
@@ -96,6 +96,12 @@ MEMORY = (
     Bug("vector-load-on-an-offset-view", "R16: TransformerEngine PR490", ACTIVATION,
         ' and wide(x, y) else', " else",
         "relu_forward", "vector", "ordinary/127x17/offset", "MisalignedAccess"),
+    Bug("vector-load-on-an-offset-residual", "R16: mlx PR2433", APPLY,
+        "split(x, technique, residual, y,", "split(x, technique, y,",
+        "batchnorm_add_relu_apply", "vector", "residual-off/*", "MisalignedAccess"),
+    Bug("vector-load-on-an-offset-output-of-a-block", "R16: mlx PR2433", BACKWARD,
+        "split(x, technique, y, dy, dx, dresidual,", "split(x, technique, dy, dx, dresidual,",
+        "batchnorm_add_relu_backward", "vector", "y-off/*", "MisalignedAccess"),
     Bug("vector-load-on-an-offset-view-of-images", "R16: mlx PR2433", MAXIMUM,
         "        fours = geometry.c % 4 == 0 and wide(x, y, index)\n", "        fours = geometry.c % 4 == 0\n",
         "max_pool2d_forward", "vector", "*/offset", "MisalignedAccess"),
@@ -116,6 +122,12 @@ MEMORY = (
         "    return Launch(add, BLOCK, lambda n: blocks_for(n, 4 * BLOCK)",
         "    return Launch(add, BLOCK, lambda n: max(1, n // (4 * BLOCK))",
         "add", "vector", "ordinary/127x17", "UnwrittenOutput"),
+    Bug("last-of-four-skipped", "R1: tensorflow#124949", "kernels/dropout.py",
+        "            if first + 3 < n:\n", "            if first + 4 < n:\n",
+        "dropout", "vector", "ordinary/16x16/p-0.5*", "UnwrittenOutput"),
+    Bug("second-of-a-tail-skipped", "R1: tensorflow#124949", "kernels/dropout.py",
+        "                if first + 1 < n:\n", "                if first + 2 < n:\n",
+        "dropout", "vector", "ordinary/2x3/p-0.5*", "UnwrittenOutput"),
     Bug("input-changed", "R14: pytorch#1866", APPLY,
         "                        store(y, index((at + i * depth) * channels + channel), result)\n"
         "                at = index(at + AHEAD * depth)\n\n    return Launch(\n        apply,",
@@ -137,6 +149,9 @@ SUMS_OF_PARTS = (
     Bug("last-block-counted-as-full", "R28: pytorch#22192", STATISTICS,
         "float32(min(span, rows - block * span))", "float32(span)",
         "batchnorm_statistics", "scalar", "ordinary/70001x1", "var"),
+    Bug("elements-between-two-steps-skipped", "R1: pytorch#24309", METRICS,
+        "start + k * 4 * BLOCK", "start + k * 5 * BLOCK",
+        "all_finite", "vector", "nan/64x8260/*", "finite"),
     Bug("slice-dropped", "NVIDIA/cutlass#876", CONV,
         "        sum_columns(run, partial, result)\n", "        sum_columns(run, partial[:-1], result)\n",
         "conv2d_backward_weight", "implicit_gemm", "ordinary/x5x28x28x16", "dw"),
@@ -182,6 +197,9 @@ NUMBERS = (
     Bug("evaluation-backward-through-batch-statistics", "R13: pytorch#586, mxnet#9580", BACKWARD,
         "subtracted, dx, (affine, training, relu))", "subtracted, dx, (affine, True, relu))",
         "batchnorm_backward", "vector", "ordinary/2x8x16x16/evaluation", "dx"),
+    Bug("evaluation-backward-of-a-block-through-batch-statistics", "R13: pytorch#586, mxnet#9580", BACKWARD,
+        "subtracted, dx, (affine, training, False))", "subtracted, dx, (affine, True, False))",
+        "batchnorm_add_relu_backward", "vector", "ordinary/2x8x16x16/evaluation*", "dx"),
     Bug("mean-of-squares-less-square-of-mean", "R10: tt-metal#45968, tensorflow PR25115", STATISTICS,
         "near = values[j] + chunk_shift[j] / m\n", "near = float32(0)\n",
         "batchnorm_statistics", "scalar", "mean-1e4-std-1e-2/130x3", "var"),
@@ -221,6 +239,9 @@ NUMBERS = (
     Bug("padding-counted-vector", "R18: pytorch#36977; onnxruntime PR27375", AVERAGE,
         "    constant = count_include_pad or (ph == 0 and pw == 0)\n", "    constant = True\n",
         "avg_pool2d_backward", "vector", "ordinary/x2x9x7x12*", "dx"),
+    Bug("padding-of-one-axis-counted", "R18: pytorch#36977; onnxruntime PR27375", AVERAGE,
+        "(ph == 0 and pw == 0)", "(ph == 0)",
+        "avg_pool2d_forward", "scalar", "ordinary/*p0x1", "y"),
     Bug("window-beyond-the-element", "distdl#173", AVERAGE,
         "                    if 0 <= window_row < ho and 0 <= window_column < wo and down < kh and across < kw:\n"
         "                        pixel = image * (ho * wo) + (window_row * wo + window_column)\n"
@@ -229,6 +250,14 @@ NUMBERS = (
         "                        pixel = image * (ho * wo) + (window_row * wo + window_column)\n"
         "                        dy0",
         "avg_pool2d_backward", "vector", "ordinary/x2x9x7x12*", "dx"),
+    Bug("window-beyond-the-last", "R18: pytorch#45357", AVERAGE,
+        "                    if 0 <= window_row < ho and 0 <= window_column < wo and down < kh and across < kw:\n"
+        "                        pixel = image * (ho * wo) + (window_row * wo + window_column)\n"
+        "                        dy0",
+        "                    if 0 <= window_row <= ho and 0 <= window_column < wo and down < kh and across < kw:\n"
+        "                        pixel = image * (ho * wo) + (window_row * wo + window_column)\n"
+        "                        dy0",
+        "avg_pool2d_backward", "vector", "ordinary/x1x5x6x4*", "OutOfBounds"),
     Bug("float64-literal", "numba#4676", GLOBAL,
         "            y[i] = total / float32(pixels)\n", "            y[i] = total / pixels\n",
         "global_avg_pool2d_forward", "serial", "ordinary/2x1x5x3", "Float64Promotion"),
@@ -238,6 +267,12 @@ NUMBERS = (
 )  # fmt: skip
 
 OPERATIONS = (
+    Bug("residual-forgotten", "imedslab/pytorch_bn_fusion#2", APPLY,
+        "positive(value + others[i * width + j])", "positive(value)",
+        "batchnorm_add_relu_apply", "vector", "ordinary/2x8x16x16", "y"),
+    Bug("relu-before-the-residual", "google/automl#1041", APPLY,
+        "positive(value + others[i * width + j])", "positive(value) + others[i * width + j]",
+        "batchnorm_add_relu_apply", "scalar", "ordinary/129x3", "y"),
     Bug("halo-off-by-one", "distdl#173", WINDOWS,
         "tap // c_in % kw - pw\n", "tap // c_in % kw - pw - 1\n",
         "conv2d_forward", "implicit_gemm", "ordinary/x3x7x11x5*", "y"),
@@ -257,6 +292,9 @@ OPERATIONS = (
     Bug("strides-swapped", "pytorch/glow#2273", DIRECT,
         "down // sh) * wo + right // sw)", "down // sw) * wo + right // sh)",
         "conv2d_backward_input", "direct", "ordinary/x2x6x9x3*", "OutOfBounds"),
+    Bug("padding-of-the-wrong-sign", "distdl#173", GEMM,
+        "(phase % sw - pw) % sw", "(phase % sw + pw) % sw",
+        "conv2d_backward_input", "implicit_gemm", "ordinary/*p0x1", "dx"),
     Bug("zero-times-infinity-in-the-padding", "R17: pytorch#39044", GEMM,
         "if exists and dx[place] != dx[place]:\n", "if False:\n",
         "conv2d_backward_input", "implicit_gemm", "w-inf/*", "dx"),

@@ -88,6 +88,43 @@ class SkippedTailOfStatistics(CpuBackend):
         super().batchnorm_statistics(rows[: max(len(rows) // 4 * 4, 1)], eps, out)
 
 
+class ResidualForgotten(CpuBackend):
+    def batchnorm_add_relu_apply(self, x: Array, residual: Array, statistics: Any, *rest: Any) -> None:
+        super().batchnorm_apply(x, statistics, *rest, True)
+
+
+class ReLUBeforeTheResidual(CpuBackend):
+    def batchnorm_add_relu_apply(self, x: Array, residual: Array, statistics: Any, *rest: Any) -> None:
+        super().batchnorm_apply(x, statistics, *rest, True)
+        rest[-1][...] += residual
+
+
+class ResidualGradientUnmasked(CpuBackend):
+    def batchnorm_add_relu_backward(self, x: Array, y: Array, dy: Array, *rest: Any) -> None:
+        super().batchnorm_add_relu_backward(x, y, dy, *rest)
+        rest[3][...] = dy
+
+
+class MaskOfNormalizedX(CpuBackend):
+    """As if there were no residual."""
+
+    def batchnorm_add_relu_backward(self, x: Array, y: Array, dy: Array, statistics: Any, *rest: Any) -> None:
+        super().batchnorm_apply(x, statistics, None, None, normalized := np.empty_like(x), False)
+        super().batchnorm_add_relu_backward(x, normalized, dy, statistics, *rest)
+
+
+class ProjectionForgotten(CpuBackend):
+    def batchnorm_add_relu_backward(self, *arguments: Any) -> None:
+        super().batchnorm_add_relu_backward(*arguments[:-1], False)
+
+
+class MaskBySmallestNormal(CpuBackend):
+    """Takes denormal outputs for 0."""
+
+    def batchnorm_add_relu_backward(self, x: Array, y: Array, *rest: Any) -> None:
+        super().batchnorm_add_relu_backward(x, np.where(y < np.float32(2.0**-126), np.float32(0), y), *rest)
+
+
 class HaloOffByOne(CpuBackend):
     """Reads x one column too far to the left."""
 
@@ -190,6 +227,12 @@ BUGS: list[tuple[type[CpuBackend], str]] = [
     (StaleStatistics, "batchnorm_layer"),
     (SkippedTailOfApply, "batchnorm_apply"),
     (SkippedTailOfStatistics, "batchnorm_statistics"),
+    (ResidualForgotten, "batchnorm_add_relu_apply"),
+    (ReLUBeforeTheResidual, "batchnorm_add_relu_apply"),
+    (ResidualGradientUnmasked, "batchnorm_add_relu_backward"),
+    (MaskOfNormalizedX, "batchnorm_add_relu_backward"),
+    (ProjectionForgotten, "batchnorm_add_relu_backward"),
+    (MaskBySmallestNormal, "batchnorm_add_relu_backward"),
     (HaloOffByOne, "conv2d_forward"),
     (KernelMirrored, "conv2d_backward_input"),
     (StrideSwapped, "conv2d_backward_weight"),

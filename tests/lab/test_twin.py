@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from minidl.backends import BatchStatistics
 from minidl.backends.cpu import CpuBackend
 from minidl.lab import twin
 
@@ -76,3 +77,28 @@ def test_a_departure_is_named(backend, step, layer, array) -> None:
     assert (departure.step, departure.layer, departure.array) == (step, layer, array)
     assert len(lines) == step - 1
     assert f"step {step}, {layer}" in str(departure)
+
+
+class UnmaskedResidual(CpuBackend):
+    def batchnorm_add_relu_backward(self, x, y, dy, *rest) -> None:
+        super().batchnorm_add_relu_backward(x, y, dy, *rest)
+        rest[3][...] = dy
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_end_of_a_residual_block_is_held_too(affine: bool, training: bool) -> None:
+    rng = np.random.default_rng(0)
+    x, residual, dy = (rng.standard_normal((40, 3)).astype(np.float32) for _ in range(3))
+    gamma, beta, dgamma, dbeta = np.ones((4, 3), np.float32) if affine else (None,) * 4
+    statistics = BatchStatistics(*np.full((4, 3), 0.3, np.float32))
+    y, dx, dresidual = (np.empty_like(x) for _ in range(3))
+    backward = x, y, dy, statistics, gamma, dx, dresidual, dgamma, dbeta, training
+
+    right = twin.Twin(CpuBackend(1))
+    right.batchnorm_add_relu_apply(x, residual, statistics, gamma, beta, y)
+    right.batchnorm_add_relu_backward(*backward)
+    assert right.compared == (5 if affine else 3)
+    assert 0 < right.worst[0] < 1
+    with pytest.raises(twin.Departure, match="batchnorm_add_relu_backward: dresidual"):
+        twin.Twin(UnmaskedResidual(1)).batchnorm_add_relu_backward(*backward)

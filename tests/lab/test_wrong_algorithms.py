@@ -99,6 +99,13 @@ class FoldedApply(CpuBackend):
         if relu:
             y[y <= 0] = 0
 
+    def batchnorm_add_relu_apply(
+        self, x: Array, residual: Array, statistics: BatchStatistics, gamma: Any, beta: Any, y: Array
+    ) -> None:
+        self.batchnorm_apply(x, statistics, gamma, beta, y, relu=False)
+        y += residual
+        y[y <= 0] = 0
+
 
 HOSTILE = "mean-1e4-std-1e-2/"
 
@@ -144,6 +151,8 @@ def test_a_single_float32_mean_spoils_y_by_thousands_of_bounds() -> None:
 
 def test_a_folded_apply_leaves_the_budget() -> None:
     assert len(failures(FoldedApply(1), "batchnorm_apply", HOSTILE, "mean-1e6-std-1")) == 12
+    found = {row.case for row in failures(FoldedApply(1), "batchnorm_add_relu_apply", HOSTILE, "mean-1e6-std-1")}
+    assert len(found) == 6
 
 
 # Chunks of rows are added up in float64 on the CPU. Below, in float32, one after another.
@@ -182,6 +191,10 @@ def test_chunks_added_up_in_one_float32_accumulator_leave_the_budget(monkeypatch
     found = failures(CpuBackend(1), "batchnorm_statistics", "whole/")
     assert {row.output for row in found} == {"var", "inv_std"}
     assert {row.output for row in failures(CpuBackend(1), "batchnorm_backward", "whole/")} >= {"dgamma", "dbeta"}
+    assert {row.output for row in failures(CpuBackend(1), "batchnorm_add_relu_backward", "whole/")} >= {
+        "dgamma",
+        "dbeta",
+    }
     (row,) = failures(BiasInOneAccumulator(1), "bias_backward", "whole/")
     assert row.ratio > 2
     # With few rows it is no worse than float64.
