@@ -109,6 +109,27 @@ class DeviceBackend(Registered):
         parameters = gamma, beta, dx, dgamma, dbeta
         self._launch(batchnorm.batchnorm_backward, x, dy, statistics, *parameters, training, relu)
 
+    def batchnorm_add_relu_apply(
+        self, x: Array, residual: Array, statistics: BatchStatistics, gamma: Array | None, beta: Array | None, y: Array
+    ) -> None:
+        self._launch(batchnorm.batchnorm_add_relu_apply, x, residual, statistics, gamma, beta, y)
+
+    def batchnorm_add_relu_backward(
+        self,
+        x: Array,
+        y: Array,
+        dy: Array,
+        statistics: BatchStatistics,
+        gamma: Array | None,
+        dx: Array,
+        dresidual: Array,
+        dgamma: Array | None,
+        dbeta: Array | None,
+        training: bool,
+    ) -> None:
+        gradients = dx, dresidual, dgamma, dbeta
+        self._launch(batchnorm.batchnorm_add_relu_backward, x, y, dy, statistics, gamma, *gradients, training)
+
     # Elementwise.
 
     def relu_forward(self, x: Array, y: Array) -> None:

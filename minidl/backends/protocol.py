@@ -94,6 +94,30 @@ class Backend(Protocol):
         dgamma and dbeta are None when the layer has no gamma and beta.
         """
 
+    # The end of a residual block; residual and dresidual are like x.
+    def batchnorm_add_relu_apply(
+        self, x: Array, residual: Array, statistics: BatchStatistics, gamma: Array | None, beta: Array | None, y: Array
+    ) -> None:
+        """Y = max(((x - shift) - delta) * inv_std * gamma + beta + residual, 0)."""
+
+    def batchnorm_add_relu_backward(
+        self,
+        x: Array,
+        y: Array,
+        dy: Array,
+        statistics: BatchStatistics,
+        gamma: Array | None,
+        dx: Array,
+        dresidual: Array,
+        dgamma: Array | None,
+        dbeta: Array | None,
+        training: bool,
+    ) -> None:
+        """Dresidual = 0 where y <= 0, else dy; y is forward's output. The rest as `batchnorm_backward` from dresidual.
+
+        dgamma and dbeta are None when the layer has no gamma and beta.
+        """
+
     # Elementwise (kernels/activation.py, elementwise.py, channels.py, dropout.py); arrays of equal shape unless stated.
     def relu_forward(self, x: Array, y: Array) -> None: ...
     def relu_backward(self, dy: Array, y: Array, dx: Array) -> None:

@@ -103,9 +103,34 @@ class ReferenceBackend(HostMemory, Registered):
         relu: bool,
     ) -> None:
         gradients = batchnorm.batchnorm_backward_reference(x, dy, statistics, gamma, beta, training, relu)
-        for target, value in zip((dx, dgamma, dbeta), gradients, strict=True):
-            if target is not None:
-                target[...] = value
+        _assign_wanted((dx, dgamma, dbeta), gradients)
+
+    def batchnorm_add_relu_apply(
+        self,
+        x: np.ndarray,
+        residual: np.ndarray,
+        statistics: BatchStatistics,
+        gamma: np.ndarray | None,
+        beta: np.ndarray | None,
+        y: np.ndarray,
+    ) -> None:
+        y[...] = batchnorm.batchnorm_add_relu_apply_reference(x, residual, statistics, gamma, beta)
+
+    def batchnorm_add_relu_backward(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        dy: np.ndarray,
+        statistics: BatchStatistics,
+        gamma: np.ndarray | None,
+        dx: np.ndarray,
+        dresidual: np.ndarray,
+        dgamma: np.ndarray | None,
+        dbeta: np.ndarray | None,
+        training: bool,
+    ) -> None:
+        gradients = batchnorm.batchnorm_add_relu_backward_reference(x, y, dy, statistics, gamma, training)
+        _assign_wanted((dx, dresidual, dgamma, dbeta), gradients)
 
     # Elementwise.
 
@@ -237,3 +262,9 @@ _cross_entropy = loss.cross_entropy_reference
 def _assign(targets: Sequence[np.ndarray], values: Sequence[Any]) -> None:
     for target, value in zip(targets, values, strict=True):
         target[...] = value
+
+
+def _assign_wanted(targets: Sequence[np.ndarray | None], values: Sequence[Any]) -> None:
+    for target, value in zip(targets, values, strict=True):
+        if target is not None:
+            target[...] = value

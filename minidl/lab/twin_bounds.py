@@ -13,6 +13,8 @@ from minidl.lab import bounds
 from minidl.lab.budget import U
 from minidl.lab.operations.batchnorm_bounds import (
     GIVEN,
+    add_relu_backward_bounds,
+    add_relu_bound,
     backward_bounds,
     elements,
     statistics_uncertainty,
@@ -46,6 +48,8 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "batchnorm_update_running": ("running_mean", "running_var"),
     "batchnorm_apply": ("y",),
     "batchnorm_backward": ("dx", "dgamma", "dbeta"),
+    "batchnorm_add_relu_apply": ("y",),
+    "batchnorm_add_relu_backward": ("dx", "dresidual", "dgamma", "dbeta"),
     "relu_forward": ("y",),
     "relu_backward": ("dx",),
     "add": ("out",),
@@ -116,6 +120,18 @@ def _backward(call: Call) -> Bounds:
     return backward_bounds(e, call.given["dy"], inv_std, GIVEN, call.given["training"], call.given["relu"])
 
 
+def _add_relu_apply(call: Call) -> Bounds:
+    e = elements(call.given["x"], call.given["statistics"], call.given["gamma"], call.given["beta"], GIVEN)
+    return {"y": add_relu_bound(e, call.given["residual"])}
+
+
+def _add_relu_backward(call: Call) -> Bounds:
+    statistics = call.given["statistics"]
+    e = elements(call.given["x"], statistics, call.given["gamma"], None, GIVEN)
+    inv_std = statistics.inv_std.astype(np.float64)
+    return add_relu_backward_bounds(e, call.given["y"], call.given["dy"], inv_std, call.given["training"])
+
+
 def _update_running(call: Call) -> Bounds:
     batch, rows, factor = call.given["batch"], call.given["rows"], call.given["factor"]
     mean = batch.shift.astype(np.float64) + batch.delta
@@ -168,6 +184,8 @@ _BOUNDS: dict[str, Callable[[Call], Bounds]] = {
     "batchnorm_update_running": _update_running,
     "batchnorm_apply": _apply,
     "batchnorm_backward": _backward,
+    "batchnorm_add_relu_apply": _add_relu_apply,
+    "batchnorm_add_relu_backward": _add_relu_backward,
     "add": _of_answers(out=1),
     "dropout": _dropout,
     "max_pool2d_backward": lambda call: bounds.max_pool2d_backward(

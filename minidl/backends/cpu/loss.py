@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kernels.loss import check_targets
+from kernels.targets import check_targets
 from minidl.backends.cpu.compile import compiled
 from minidl.backends.cpu.device import CpuDevice
 

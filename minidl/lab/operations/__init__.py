@@ -17,7 +17,16 @@ import numpy as np
 
 from minidl.backends import Backend
 from minidl.errors import ConfigError
-from minidl.lab.operations import batchnorm, convolution, elementwise, linear, loss, optimizer, pooling
+from minidl.lab.operations import (
+    batchnorm,
+    batchnorm_residual,
+    convolution,
+    elementwise,
+    linear,
+    loss,
+    optimizer,
+    pooling,
+)
 from minidl.lab.operations.case import Case, named
 from minidl.lab.operations.check import Row, check_case, make, run
 
@@ -25,6 +34,7 @@ _CASES: dict[str, Callable[[], Iterable[Case]]] = {
     **convolution.CASES,
     **linear.CASES,
     **batchnorm.CASES,
+    **batchnorm_residual.CASES,
     **elementwise.CASES,
     **pooling.CASES,
     **loss.CASES,

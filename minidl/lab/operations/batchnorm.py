@@ -12,10 +12,14 @@ from minidl.lab.inputs import FAMILIES, Family, normal, whole, with_values
 from minidl.lab.operations.batchnorm_bounds import GIVEN, backward_bounds, elements, held_shift, update_bound
 from minidl.lab.operations.batchnorm_statistics import (
     EPS,
+    IN_ALL_LAYOUTS,
     MANY_ROWS,
     PARTS,
     PLAIN,
+    affine_parameters,
     compared_statistics,
+    fixed_statistics,
+    given_statistics,
     inputs_of_all_kinds,
     one_a_channel,
     read,
@@ -28,7 +32,6 @@ from minidl.lab.operations.case import (
     Answers,
     Arrays,
     Case,
-    Host,
     Output,
     Problem,
     Values,
@@ -38,34 +41,14 @@ from minidl.lab.operations.case import (
 )
 
 
-def _affine(rng: np.random.Generator, c: int, affine: bool) -> dict[str, Host]:
-    """Gamma around 1, of both signs, with a 0 where there is room; beta."""
-    if not affine:
-        return {}
-    gamma = one_a_channel(rng, 1, 1, c)
-    gamma[3::7] = 0
-    return {"gamma": gamma, "beta": one_a_channel(rng, 0, 1, c)}
-
-
-def _host_statistics(x: Host) -> dict[str, Host]:
-    """Statistics of x as a backend would hand them on: float32, the shift an element of the channel."""
-    rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
-    if not len(rows):
-        return {name: np.ones(x.shape[-1], np.float32) for name in PARTS}
-    mean, var = rows.mean(axis=0), rows.var(axis=0)
-    shift = np.sort(rows[[0, len(rows) // 2, -1]], axis=0)[1]  # the median of three
-    parts = shift, mean - shift, var, 1 / np.sqrt(var + EPS)
-    return {name: part.astype(np.float32) for name, part in zip(PARTS, parts, strict=True)}
-
-
 def apply_cases() -> Iterator[Case]:
     """Of batchnorm_apply."""
 
     def case(name: str, family: Family, shape: tuple[int, ...], affine: bool = True, relu: bool = False) -> Case:
         def make(rng: np.random.Generator) -> Problem:
             x = family(rng, shape)
-            parameters = _affine(rng, shape[-1], affine)
-            statistics = _host_statistics(x)
+            parameters = affine_parameters(rng, shape[-1], affine)
+            statistics = given_statistics(x)
 
             def call(backend: Backend, a: Arrays) -> None:
                 backend.batchnorm_apply(a["x"], read(a), a.get("gamma"), a.get("beta"), a["y"], relu)
@@ -81,7 +64,7 @@ def apply_cases() -> Iterator[Case]:
         return Case(label(name, shape, "" if affine else "no-affine", "relu" if relu else ""), make)
 
     for arguments in inputs_of_all_kinds():
-        yield from in_all_layouts(case(*arguments)) if arguments[2] == (129, 3) else (case(*arguments),)
+        yield from in_all_layouts(case(*arguments)) if arguments[2] in IN_ALL_LAYOUTS else (case(*arguments),)
         yield case(*arguments, relu=True)
     for relu in (False, True):
         yield case("ordinary", PLAIN, (5, 3, 3, 33), affine=False, relu=relu)
@@ -103,8 +86,8 @@ def backward_cases() -> Iterator[Case]:
     ) -> Case:
         def make(rng: np.random.Generator) -> Problem:
             x, dy = family(rng, shape), of_dy(rng, shape)
-            parameters = _affine(rng, shape[-1], affine)
-            statistics = _host_statistics(x)
+            parameters = affine_parameters(rng, shape[-1], affine)
+            statistics = fixed_statistics(rng, shape[-1]) if name.startswith("fixed") else given_statistics(x)
 
             e = elements(x, read(statistics), parameters.get("gamma"), parameters.get("beta"), GIVEN)
             inv_std = statistics["inv_std"].astype(np.float64)
@@ -124,7 +107,7 @@ def backward_cases() -> Iterator[Case]:
     for arguments in inputs_of_all_kinds():
         for training, relu in modes:
             one = case(*arguments, training, relu)
-            yield from in_all_layouts(one) if arguments[2] == (129, 3) and training else (one,)
+            yield from in_all_layouts(one) if arguments[2] in IN_ALL_LAYOUTS and training else (one,)
     for training, relu in modes:
         yield case("ordinary", PLAIN, (5, 3, 3, 33), training, relu, affine=False)
         yield case("empty", PLAIN, (0, 3), training, relu)
@@ -132,6 +115,8 @@ def backward_cases() -> Iterator[Case]:
         yield case("dy-nan", PLAIN, (130, 3), training, relu, of_dy=with_values(np.nan))
         yield case("dy-inf", PLAIN, (130, 3), training, relu, of_dy=with_values(np.inf))
         yield case("dy-denormal", PLAIN, (130, 3), training, relu, of_dy=FAMILIES["denormal"])
+        for name in ("nan", "inf", "minus-inf-and-inf"):  # in x; the statistics, being given, are finite
+            yield case(f"fixed-{name}", FAMILIES[name], (130, 8), training, relu)
     yield case("whole", whole(0, 1), (MANY_ROWS, 2), True, False, of_dy=whole(30005, 29990))
 
 
@@ -157,7 +142,7 @@ def layer_cases() -> Iterator[Case]:
 
         def make(rng: np.random.Generator) -> Problem:
             x, dy = family(rng, shape), PLAIN(rng, shape)
-            parameters = _affine(rng, shape[-1], affine=True)
+            parameters = affine_parameters(rng, shape[-1], affine=True)
             state = {
                 "running_mean": one_a_channel(rng, 0, 1, shape[-1]),
                 "running_var": one_a_channel(rng, 0, 1, shape[-1]) ** 2,

@@ -132,6 +132,21 @@ def backward_bounds(
     return {"dx": slope * (inner + relative * dx) + TINY, "dgamma": dgamma_error, "dbeta": dbeta_error}
 
 
+def add_relu_bound(e: Elements, residual: Host) -> Host:
+    """Of max(y + residual, 0): y's error, and the rounding of a sum, unless one of the two is 0."""
+    residual = residual.astype(np.float64)
+    rounds = (residual != 0) & ((e.y != 0) | (e.y_error > 0))
+    return e.y_error + np.where(rounds, U * np.abs(e.y + residual), 0)
+
+
+def add_relu_backward_bounds(
+    e: Elements, y: Host, dy: Host, inv_std: Host, training: bool, sums: float | None = None
+) -> dict[str, Host]:
+    """Bounds of dx, dresidual, dgamma and dbeta behind a ReLU whose output y is given: its mask is sure."""
+    masked = np.where(y <= 0, 0, dy)
+    return {"dresidual": np.zeros(()), **backward_bounds(e, masked, inv_std, GIVEN, training, False, sums)}
+
+
 def update_bound(before: Host, batch: Host, factor: float, off: Host | float = 0.0) -> Host:
     """Of before + factor * (batch - before), in that form or as (1 - factor) * before + factor * batch.
 

@@ -28,12 +28,14 @@ EPS = 1e-5
 PARTS = ("shift", "delta", "var", "inv_std")
 PLAIN = FAMILIES["ordinary"]
 
-# Rows around chunks of 128 and 256, one channel to many, and (the last two) enough for several threads.
+# Rows around chunks of 128 and 256, one channel to many (130 and 516 are more than one block's), and (the last two)
+# enough rows for several threads.
 SHAPES: tuple[tuple[int, ...], ...] = (
     (2, 1), (3, 2), (1, 1, 2, 3), (7, 5), (1, 7, 11, 5), (127, 1), (128, 2), (129, 3), (2, 8, 16, 16), (257, 17),
-    (5, 3, 3, 33), (4, 8, 8, 64), (70001, 1), (8, 32, 32, 16),
+    (5, 3, 3, 33), (4, 8, 8, 64), (9, 130), (5, 516), (70001, 1), (8, 32, 32, 16),
 )  # fmt: skip
-HOSTILE_SHAPES: tuple[tuple[int, ...], ...] = ((1, 7, 11, 5), (130, 3), (4100, 2))
+HOSTILE_SHAPES: tuple[tuple[int, ...], ...] = ((1, 7, 11, 5), (130, 3), (131, 8), (4100, 2))
+IN_ALL_LAYOUTS = ((129, 3), (2, 8, 16, 16))  # channels that come in fours, and that do not
 MANY_ROWS = 2**20  # a float32 accumulator over all chunks would lose several digits
 EXACT_SHAPES: tuple[tuple[int, ...], ...] = ((2, 1), (64, 3), (130, 5), (2, 32, 32, 2), (258, 17))
 
@@ -55,6 +57,32 @@ def product_of(
 def one_a_channel(rng: np.random.Generator, mean: float, std: float, c: int) -> Host:
     """(c,) Gaussian numbers: a parameter or a statistic."""
     return normal(mean, std)(rng, (c,))
+
+
+def affine_parameters(rng: np.random.Generator, c: int, affine: bool) -> dict[str, Host]:
+    """Gamma around 1, of both signs, with a 0 where there is room; beta."""
+    if not affine:
+        return {}
+    gamma = one_a_channel(rng, 1, 1, c)
+    gamma[3::7] = 0
+    return {"gamma": gamma, "beta": one_a_channel(rng, 0, 1, c)}
+
+
+def fixed_statistics(rng: np.random.Generator, c: int) -> dict[str, Host]:
+    """Running estimates, which have nothing to do with x: what of it is not finite meets finite numbers."""
+    var = one_a_channel(rng, 0, 1, c) ** 2
+    return dict(zip(PARTS, (one_a_channel(rng, 0, 1, c), np.zeros_like(var), var, 1 / np.sqrt(var + EPS)), strict=True))
+
+
+def given_statistics(x: Host) -> dict[str, Host]:
+    """Statistics of x as a backend would hand them on: float32, the shift an element of the channel."""
+    rows = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    if not len(rows):
+        return {name: np.ones(x.shape[-1], np.float32) for name in PARTS}
+    mean, var = rows.mean(axis=0), rows.var(axis=0)
+    shift = np.sort(rows[[0, len(rows) // 2, -1]], axis=0)[1]  # the median of three
+    parts = shift, mean - shift, var, 1 / np.sqrt(var + EPS)
+    return {name: part.astype(np.float32) for name, part in zip(PARTS, parts, strict=True)}
 
 
 def read(arrays: Arrays) -> BatchStatistics:
@@ -108,7 +136,7 @@ def statistics_cases() -> Iterator[Case]:
         return Case(label(name, shape, "" if eps == EPS else f"eps-{eps:g}"), make)
 
     for arguments in inputs_of_all_kinds():
-        yield from in_all_layouts(case(*arguments)) if arguments[2] == (129, 3) else (case(*arguments),)
+        yield from in_all_layouts(case(*arguments)) if arguments[2] in IN_ALL_LAYOUTS else (case(*arguments),)
     yield case("one-row", PLAIN, (1, 3))
     yield case("two-outliers", FAMILIES["two-outliers"], (MANY_ROWS + 1, 1))
     yield case("whole", whole(0, 251), (MANY_ROWS, 2))

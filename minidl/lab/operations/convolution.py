@@ -77,6 +77,7 @@ GEOMETRIES = (
     Geometry((1, 5, 5, 33), (3, 3), 64, padding=(1, 1)),
     Geometry((5, 28, 28, 16), (3, 3), 33, padding=(1, 1)),  # several tiles of every kind, several threads
     Geometry((3, 64, 50, 16), (3, 3), 16, stride=(1, 1), padding=(1, 1)),
+    Geometry((2, 5, 11, 2), (2, 4), 3, stride=(1, 3), padding=(0, 1)),  # padded by a third of the stride
 )
 FEW = (GEOMETRIES[4], GEOMETRIES[7], GEOMETRIES[10])
 

@@ -16,7 +16,8 @@ PLAIN = FAMILIES["ordinary"]
 
 # Around the width of a vector and a piece of work for a thread.
 SHAPES: tuple[tuple[int, ...], ...] = (
-    (0, 3), (1, 1), (1, 3), (2, 2), (5, 1), (1, 5, 7, 3), (16, 16), (127, 17), (2, 64, 32, 16), (65537, 1), (140009, 1),
+    (0, 3), (1, 1), (1, 3), (2, 2), (5, 1), (2, 3), (1, 5, 7, 3), (16, 16), (127, 17), (2, 64, 32, 16), (65537, 1),
+    (140009, 1),
 )  # fmt: skip
 FAMILY_SHAPE = (3, 5, 7, 5)
 
@@ -189,7 +190,9 @@ def dropout_cases() -> Iterator[Case]:
 
         return Case(label(name, shape, f"p-{p:g}", f"seed-{label(numbers)}"), make)
 
-    for p, shape in product((0.0, 0.1, 0.5, 0.999, 1.0), ((0, 3), (1, 1), (5, 3), (127, 17), (140009, 1))):
+    for p, shape in product(
+        (0.0, 0.1, 0.5, 0.999, 1.0), ((0, 3), (1, 1), (2, 3), (5, 3), (16, 16), (127, 17), (140009, 1))
+    ):
         yield case("ordinary", PLAIN, shape, p, 0, 0, 0)
     for numbers in ((2**32 - 1, 1, 2), (2**40 + 17, 2**31 - 1, 2**32 - 1), (2**64 - 1, 3, 70000)):
         yield case("ordinary", PLAIN, (33, 7), 0.3, *numbers)

@@ -236,6 +236,20 @@ def all_finite_cases() -> Iterator[Case]:
         yield case(name, shape, place, value)
     yield case("largest", (5,), 0.5, float(np.finfo(np.float32).max))
     yield from in_all_layouts(case("nan", (9, 3), 0.9, np.nan))
+    yield Case("nan/64x8260/one-a-row", _one_nan_a_row)
+
+
+def _one_nan_a_row(rng: np.random.Generator) -> Problem:
+    """Each row is an array of its own; their NaNs lie all over the row, and in its last element."""
+    rows, length = 64, 8260
+    x = normal(0, 1)(rng, (rows, length))
+    x[np.arange(rows), np.linspace(0, length - 1, rows).astype(np.int64)] = np.nan
+
+    def call(backend: Backend, a: Arrays) -> None:
+        for row in range(rows):
+            a["finite"][row] = backend.all_finite(a["x"][row])
+
+    return Problem(inputs={"x": x}, outputs={"finite": Output((rows,), np.bool_)}, call=call, bounds=exact)
 
 
 CASES = {

@@ -53,6 +53,7 @@ GEOMETRIES = (
     Geometry((2, 6, 6, 1), (4, 4), (1, 3), (2, 2)),
     Geometry((2, 5, 3, 17), (5, 3), (5, 3)),  # one window
     Geometry((2, 6, 5, 3), (3, 2), (2, 1), (1, 0)),  # padding along one axis
+    Geometry((2, 5, 6, 3), (2, 3), (1, 2), (0, 1)),
     FOURS,
     Geometry((1, 5, 6, 4), (3, 3), (1, 1), (1, 1)),  # windows beyond the last, in fours
     Geometry((9, 28, 28, 33), (2, 2), (2, 2)),  # several threads
