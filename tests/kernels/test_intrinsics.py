@@ -1,10 +1,6 @@
 """Each intrinsic becomes the instruction that it names, in PTX and in machine code; wrong types are refused."""
 
-import importlib.util
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 from numba import cuda, float32, int64, types, uint32
@@ -41,36 +37,20 @@ from kernels.tensor_core import (
     pack_f16,
     to_tf32,
 )
+from minidl.lab.machine_code import disassemble
 
 FLOATS, WORDS, ADDRESSES = (types.CPointer(kind) for kind in (types.float32, types.uint32, types.uint64))
 STAGES = 3
 
 
-def disassemble(cubin: bytes, folder: Path) -> str:
-    tool = shutil.which("cuobjdump")
-    if tool is None:
-        package = importlib.util.find_spec("nvidia")
-        found = (
-            [tool for path in package.submodule_search_locations for tool in Path(path).glob("cu*/bin/cuobjdump")]
-            if package
-            else []
-        )
-        if not found:
-            pytest.skip("cuobjdump is not installed: pip install nvidia-cuda-cuobjdump")
-        tool = str(found[0])
-    file = folder / "kernel.cubin"
-    file.write_bytes(cubin)
-    return subprocess.run([tool, "-sass", str(file)], capture_output=True, text=True, check=True).stdout
-
-
-def compiled(function, parameters, capability, folder: Path) -> tuple[str, str]:
+def compiled(function, parameters, capability) -> tuple[str, str]:
     """PTX and machine code of a kernel."""
     try:
         ptx, _ = cuda.compile_ptx(function, types.void(*parameters), cc=target(capability))
         cubin, _ = link([ptx], capability)
+        return ptx, disassemble(cubin)
     except (ImportError, OSError, ToolkitError) as error:
         pytest.skip(f"no CUDA compiler here: {error}")
-    return ptx, disassemble(cubin, folder)
 
 
 def wide_global(x, y, table):
@@ -215,9 +195,9 @@ CASES = {
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)], ids=["sm_80", "sm_90"])
 @pytest.mark.parametrize("function", CASES, ids=lambda function: function.__name__)
-def test_becomes_the_instruction(function, capability, tmp_path) -> None:
+def test_becomes_the_instruction(function, capability) -> None:
     table = WORDS if function is wide_words else ADDRESSES
-    ptx, sass = compiled(function, (FLOATS, FLOATS, table), capability, tmp_path)
+    ptx, sass = compiled(function, (FLOATS, FLOATS, table), capability)
     instructions, opcodes = CASES[function]
     for instruction in instructions:
         assert re.search(rf"\b{re.escape(instruction)}", ptx), (instruction, ptx)
@@ -226,12 +206,12 @@ def test_becomes_the_instruction(function, capability, tmp_path) -> None:
     assert not re.search(r"\b(LDL|STL|D(ADD|MUL|FMA|SETP))\b", sass)
 
 
-def test_wait_for_a_constant_leaves_no_branch(tmp_path) -> None:
-    ptx, _ = compiled(copies, (FLOATS, FLOATS, ADDRESSES), (9, 0), tmp_path)
+def test_wait_for_a_constant_leaves_no_branch() -> None:
+    ptx, _ = compiled(copies, (FLOATS, FLOATS, ADDRESSES), (9, 0))
     assert ptx.count("cp.async.wait_group") == 1
 
 
-def test_products_stay_in_place(tmp_path) -> None:
+def test_products_stay_in_place() -> None:
     """A product whose result only some threads use is still executed by all: no branch may come before it."""
 
     def kernel(x, y, table):
@@ -241,7 +221,7 @@ def test_products_stay_in_place(tmp_path) -> None:
         if x[t] > float32(0):
             store4(y, t, c[0], c[1], c[2], c[3])
 
-    ptx, _ = compiled(kernel, (FLOATS, FLOATS, ADDRESSES), (9, 0), tmp_path)
+    ptx, _ = compiled(kernel, (FLOATS, FLOATS, ADDRESSES), (9, 0))
     before = ptx[: ptx.index("mma.sync")]
     assert not re.search(r"@%p\d+\s+bra", before)
 
@@ -256,7 +236,7 @@ def offsets_of(ptx: str, instruction: str) -> list[int | None]:
     return [loaded.get(register) for register in re.findall(r"%[rf]\d+", line)]
 
 
-def test_order_of_operands(tmp_path) -> None:
+def test_order_of_operands() -> None:
     """Without a GPU nothing else shows that PTX gets its operands in the order that it documents."""
 
     def kernel(x, y, words):
@@ -269,7 +249,7 @@ def test_order_of_operands(tmp_path) -> None:
         words[17] = pack_f16(x[6], x[7])
         y[8] = fma(x[9], x[10], x[11])
 
-    ptx, _ = compiled(kernel, (FLOATS, FLOATS, WORDS), (9, 0), tmp_path)
+    ptx, _ = compiled(kernel, (FLOATS, FLOATS, WORDS), (9, 0))
     assert offsets_of(ptx, "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32") == [
         *(None,) * 4, *(0, 4, 8, 12), *(32, 36), *(0, 4, 8, 12),
     ]  # fmt: skip
@@ -284,13 +264,13 @@ def test_order_of_operands(tmp_path) -> None:
     assert ("16", f"{d}, {b}, {c}, {a}") in stores
 
 
-def test_order_of_matrices(tmp_path) -> None:
+def test_order_of_matrices() -> None:
     def kernel(y):
         tile = cuda.shared.array(1024, uint32, alignment=16)
         r = ldmatrix_x4(shared_address(tile, 4 * cuda.threadIdx.x))
         store4(y, 0, r[0], r[1], r[2], r[3])
 
-    ptx, _ = compiled(kernel, (WORDS,), (9, 0), tmp_path)
+    ptx, _ = compiled(kernel, (WORDS,), (9, 0))
     (loaded,) = re.findall(r"ldmatrix\S+\s+\{([^}]*)\}", ptx)
     assert re.search(rf"st\.global\.v4\.u32\s+\[%rd\d+\], \{{{loaded}\}}", ptx)
 
