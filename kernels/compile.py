@@ -3,10 +3,12 @@
 What is compiled here for a GPU is, byte for byte, what is checked where there is none.
 """
 
+import functools
 import re
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from kernels.launch import Kernel
@@ -87,14 +89,36 @@ def architecture(numbers: tuple[Any, ...]) -> str:
 def versions() -> dict[str, str]:
     """Of everything that has a say in the machine code."""
     found = {"python": "{}.{}".format(*sys.version_info)}
-    for name in ("numba", "llvmlite", "numba-cuda", "nvidia-nvvm", "nvidia-nvjitlink"):
-        for distribution in (name, f"{name}-cu12"):
+    for name in ("numba", "llvmlite", "numba-cuda", *_TOOLKIT):
+        for distribution in _TOOLKIT.get(name, (name,)):
             try:
                 found[name] = metadata.version(distribution)
                 break
             except metadata.PackageNotFoundError:
                 continue
+        else:
+            found[name] = _library(name.removeprefix("nvidia-"))
     return found
+
+
+# CUDA 13's packages, and CUDA 12's.
+_TOOLKIT = {
+    "nvidia-nvvm": ("nvidia-nvvm", "nvidia-cuda-nvcc-cu12"),
+    "nvidia-nvjitlink": ("nvidia-nvjitlink", "nvidia-nvjitlink-cu12"),
+}
+
+
+@functools.cache
+def _library(name: str) -> str:
+    """What tells one build of a library from another that no package installed: where it lies, its size and date."""
+    try:
+        from cuda.pathfinder import load_nvidia_dynamic_lib
+
+        path = Path(str(load_nvidia_dynamic_lib({"nvjitlink": "nvJitLink"}.get(name, name)).abs_path)).resolve()
+        status = path.stat()
+    except (ImportError, OSError, RuntimeError):
+        return "not found"
+    return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
 def _signature(kernel: Kernel, types: Any) -> Any:

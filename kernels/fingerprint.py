@@ -39,17 +39,17 @@ def fingerprint(function: Callable[..., Any], *others: object) -> str:
         UncacheableError: It uses something whose changes cannot be seen.
     """
     digest = hashlib.sha256(repr(others).encode())
-    for part in _describe(function, set()):
+    for part in _describe(function, {}):
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
 
 
-def _describe(value: Any, seen: set[int]) -> Iterator[bytes]:
+def _describe(value: Any, seen: dict[int, int]) -> Iterator[bytes]:
     """What distinguishes a value that a kernel uses, in parts."""
     module = getattr(value, "__module__", None) or type(value).__module__
     if id(value) in seen:
-        return
-    if isinstance(value, types.ModuleType):
+        yield f"number {seen[id(value)]} again".encode()  # which of them it is tells f(g(f(x))) from f(g(g(x)))
+    elif isinstance(value, types.ModuleType):
         yield from _describe_module(value.__name__, seen)
     elif value is None or isinstance(value, bool | int | float | str | bytes | np.generic | np.dtype):
         yield f"{type(value).__qualname__} {value!r}".encode()
@@ -71,13 +71,13 @@ def _describe(value: Any, seen: set[int]) -> Iterator[bytes]:
         yield f"{value.dtype} {value.shape}".encode()
         yield value.tobytes()
     elif isinstance(value, types.FunctionType):
-        seen.add(id(value))
+        seen[id(value)] = len(seen)
         yield from _describe_function(value, seen)
     else:
         raise UncacheableError(f"cannot tell whether {value!r} changes")
 
 
-def _describe_function(function: types.FunctionType, seen: set[int]) -> Iterator[bytes]:
+def _describe_function(function: types.FunctionType, seen: dict[int, int]) -> Iterator[bytes]:
     yield from _describe_code(function.__code__)
     yield from _describe(function.__defaults__ or (), seen)
     yield from _describe_closure(function, seen)
@@ -89,19 +89,19 @@ def _describe_function(function: types.FunctionType, seen: set[int]) -> Iterator
             yield name.encode()
 
 
-def _describe_closure(function: types.FunctionType, seen: set[int]) -> Iterator[bytes]:
+def _describe_closure(function: types.FunctionType, seen: dict[int, int]) -> Iterator[bytes]:
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         yield name.encode()
         yield from _describe(cell.cell_contents, seen)
 
 
-def _describe_module(name: str, seen: set[int]) -> Iterator[bytes]:
+def _describe_module(name: str, seen: dict[int, int]) -> Iterator[bytes]:
     """Its name where the version tells the rest; else its source, and that of the modules whose objects it has."""
     yield name.encode()
     module = sys.modules[name]
     if _is_versioned(name) or id(module) in seen:
         return
-    seen.add(id(module))
+    seen[id(module)] = len(seen)
     try:
         yield inspect.getsource(module).encode()
     except (OSError, TypeError) as error:

@@ -27,3 +27,7 @@ class NonFiniteError(MinidlError):
     """Training produced NaN or infinity and was stopped."""
 
     exit_code = 1
+
+
+class ProcessDiedError(MinidlError):
+    """A process that shared the work was killed from outside."""

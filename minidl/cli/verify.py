@@ -61,6 +61,7 @@ def command(
             ctx.exit(1)
         return
     tasks = plan(choice.backend, operation, pattern)
+    _require_writable(file)
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -73,8 +74,6 @@ def command(
         rows = verify(
             choice.backend, tasks, seed, done=lambda task: bar.update(shown, advance=1, description=task.operation)
         )
-    if file is not None:
-        _write(file, rows)
     for line in table(list(summaries(rows))):
         click.echo(line, err=to_stderr)
     failures = [row for row in rows if not row.passed]
@@ -84,6 +83,8 @@ def command(
         click.echo(f"and {layout.count(len(failures) - SHOWN, 'more failure')}", err=to_stderr)
     cases = len({(row.op, row.variant, row.case) for row in rows})
     click.echo(f"{layout.count(cases, 'case')}, {layout.count(len(failures), 'failure')}", err=to_stderr)
+    if file is not None:
+        _write(file, rows)
     if failures:
         ctx.exit(1)
 
@@ -98,6 +99,17 @@ def table(found: list[Summary]) -> list[str]:
         ratio = f"{worst.ratio:.3f}{'' if summary.passed else '  FAILED'}"
         rows.append((summary.operation, summary.technique, str(summary.cases), ratio, where))
     return layout.table(rows, "<<>><")
+
+
+def _require_writable(file: str | None) -> None:
+    """Before anything is run, for that may take minutes."""
+    if file is None or file == "-":
+        return
+    try:
+        with Path(file).open("a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--json {file or repr(file)}: cannot be written ({error.strerror})") from None
 
 
 def _write(file: str, rows: list[Row]) -> None:

@@ -7,14 +7,17 @@ processes where the device is the emulator, and summed up: a line a technique wi
 import contextlib
 import fnmatch
 import math
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 from minidl.backends import Backend, get_backend
-from minidl.errors import ConfigError
+from minidl.errors import ConfigError, ProcessDiedError
 from minidl.lab.operations import Row, cases, check_operation, operations
 
 DEFAULT = "default"  # of an operation that has one technique
@@ -115,6 +118,9 @@ def verify(
         seed: Of the inputs.
         processes: See `backend`.
         done: Told of each task that is finished.
+
+    Raises:
+        ProcessDiedError: One of the processes was killed.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = min(processes or cores, len(tasks)) if backend.name in ("cpu", "emulator") else 1
@@ -125,7 +131,7 @@ def verify(
             if done:
                 done(task)
     else:
-        with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        with _workers(processes) as pool:
             futures = {pool.submit(_run_there, task, backend.name, seed): number for number, task in enumerate(tasks)}
             for future in as_completed(futures):
                 number = futures[future]
@@ -133,6 +139,42 @@ def verify(
                 if done:
                     done(tasks[number])
     return [row for rows in results for row in rows]
+
+
+@contextlib.contextmanager
+def _workers(processes: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end at once when the block is left by an error or Ctrl-C, and when this process dies.
+
+    Raises:
+        ProcessDiedError: One of them was killed.
+    """
+    before = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_live_with_the_parent)
+    try:
+        yield pool
+    except BaseException as error:
+        for child in set(multiprocessing.active_children()) - before:
+            child.kill()
+        pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise ProcessDiedError(
+                "a process that verified was killed, perhaps because memory ran out; nothing can be said of the rest"
+            ) from None
+        raise
+    pool.shutdown()
+
+
+def _live_with_the_parent() -> None:
+    """Leave Ctrl-C to the parent, and end when it ends, however it does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_there(task: Task, device: str, seed: int) -> list[Row]:

@@ -101,6 +101,19 @@ def test_whatever_the_code_follows_from_changes_it(other) -> None:
     assert other() != print_of(make(28))
 
 
+def test_which_function_is_used_where_changes_it() -> None:
+    """Those that were described before are told apart."""
+    plus, twice = inlined(lambda value: value + float32(1)), inlined(lambda value: value * float32(2))
+
+    def composed(f, g, h):
+        def work(x: Floats, y: Floats, n: Int64):
+            y[0] = h(g(f(x[0])))
+
+        return work
+
+    assert print_of(composed(plus, twice, plus)) != print_of(composed(plus, twice, twice))
+
+
 def test_a_large_array_is_looked_at_whole() -> None:
     one, other = np.zeros(5000), np.zeros(5000)
     other[2500] = 1

@@ -1,14 +1,22 @@
 """Verify gathers what the checks say, over operations, techniques and processes, and loses nothing of it."""
 
 import json
+import multiprocessing
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from minidl.backends.cpu import CpuBackend
-from minidl.errors import ConfigError
+from minidl.errors import ConfigError, ProcessDiedError
 from minidl.lab.operations import cases, operations
 from minidl.lab.verify import CHUNK, DEFAULT, as_json, plan, summaries, techniques, using, verify
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class TwoTechniques(CpuBackend):
@@ -89,3 +97,60 @@ def test_rows_for_a_file_have_the_fields_and_only_what_json_knows() -> None:
     for row in json.loads(json.dumps(rows, allow_nan=False)):
         assert {"op", "variant", "device", "case", "error", "bound", "ratio", "passed"} <= set(row)
     assert {row["variant"] for row in rows} == {"right", "wrong"}
+
+
+def test_a_killed_process_is_told_in_one_line_and_none_is_left() -> None:
+    tasks = plan(CpuBackend(1), "conv2d_forward")
+
+    def kill(task) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+
+    with pytest.raises(ProcessDiedError, match="a process that verified was killed"):
+        verify(CpuBackend(1), tasks, processes=2, done=kill)
+    assert no_children_within(seconds=10)
+
+
+def test_ctrl_c_ends_the_processes_at_once() -> None:
+    def interrupt(task) -> None:
+        raise KeyboardInterrupt
+
+    began = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        verify(CpuBackend(1), plan(CpuBackend(1)), processes=2, done=interrupt)
+    assert time.perf_counter() - began < 30  # all of it takes longer
+    assert no_children_within(seconds=10)
+
+
+def no_children_within(seconds: float) -> bool:
+    deadline = time.perf_counter() + seconds
+    while multiprocessing.active_children() and time.perf_counter() < deadline:
+        time.sleep(0.1)
+    return not multiprocessing.active_children()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or not shutil.which("ps"), reason="asks Linux's ps")
+def test_processes_end_with_the_one_that_started_them() -> None:
+    program = [sys.executable, "-m", "minidl", "verify", "--device", "cpu"]
+    parent = subprocess.Popen(program, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.perf_counter() + 60
+    while not (children := children_of(parent.pid)) and time.perf_counter() < deadline:
+        time.sleep(0.2)
+    parent.kill()
+    parent.wait()
+    while any(is_running(child) for child in children) and time.perf_counter() < deadline:
+        time.sleep(0.2)
+    assert children
+    assert not [child for child in children if is_running(child)]
+
+
+def children_of(parent: int) -> list[int]:
+    """Processes that compute; the resource tracker is not one."""
+    command = ["ps", "-o", "pid=,args=", "--ppid", str(parent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return [int(line.split()[0]) for line in done.stdout.splitlines() if "spawn_main" in line]
+
+
+def is_running(process: int) -> bool:
+    done = subprocess.run(["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True, check=False)
+    return done.stdout.strip() not in ("", "Z")
