@@ -269,9 +269,11 @@ def cross_entropy(
     Raises:
         IndexError: A target is neither a class nor `ignore_index`.
         ShapeError: The arrays do not fit each other.
-        ValueError: `reduction` is neither "mean" nor "sum".
+        ValueError: `reduction` is neither "mean" nor "sum", or `label_smoothing` not in [0, 1].
     """
     _check_reduction(reduction)
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"cross_entropy: label_smoothing is {label_smoothing}, expected a number from 0 to 1")
     if len(logits.shape) != 2 or logits.shape[1] == 0:
         raise ShapeError(f"cross_entropy: logits has shape {tuple(logits.shape)}, expected (n, classes)")
     n, classes = logits.shape

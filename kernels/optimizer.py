@@ -104,7 +104,10 @@ def sgd(
 
     Raises:
         ShapeError: The lists do not fit each other.
+        ValueError: There is momentum and no velocities.
     """
+    if momentum and values and not len(velocities):
+        raise ValueError(f"sgd: momentum is {momentum} and velocities is empty; give one for each of values")
     lists = {"values": values, "grads": grads} | ({"velocities": velocities} if len(velocities) else {})
     host = sgd_numbers(lr, momentum, weight_decay)
     rule = "sgd" if not len(velocities) else "nesterov" if nesterov else "momentum"
@@ -133,7 +136,10 @@ def adam(
 
     Raises:
         ShapeError: The lists do not fit each other.
+        ValueError: `step` is not at least 1, or a beta not in [0, 1).
     """
+    if step < 1 or not (0 <= beta1 < 1 and 0 <= beta2 < 1):
+        raise ValueError(f"adam: step {step}, beta1 {beta1}, beta2 {beta2}; expected a step from 1, betas in [0, 1)")
     lists = {"values": values, "grads": grads, "first_moments": first_moments, "second_moments": second_moments}
     host = adam_numbers(step, lr, beta1, beta2, eps, weight_decay, decoupled)
     _update("adam", run, lists, "adam", host, numbers, technique)

@@ -25,7 +25,12 @@ def pair(value: int | Pair) -> Pair:
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int, *, operation: str = "window") -> int:
-    """Positions of the window along one axis. Raises ShapeError where not even one fits."""
+    """Positions of the window along one axis. Raises ShapeError where not even one fits, or there is no such window."""
+    if kernel < 1 or stride < 1 or padding < 0:
+        raise ShapeError(
+            f"{operation}: a kernel of {kernel}, stride {stride} and padding {padding}; expected a kernel and a stride "
+            "of at least 1 and no negative padding"
+        )
     positions = (size + 2 * padding - kernel) // stride + 1
     if positions < 1:
         raise ShapeError(

@@ -101,6 +101,8 @@ def geometry_of(operation: str, stride: Pair, padding: Pair, **shapes: Shape) ->
         raise ShapeError(f"{operation}: {x_name} has shape {x}, expected (n, h, w, c_in)")
     if len(w) != 4 or w[2] != x[3]:
         raise ShapeError(f"{operation}: {w_name} has shape {w}, expected (kh, kw, {x[3]}, c_out) as {x_name} is {x}")
+    if 0 in w:
+        raise ShapeError(f"{operation}: {w_name} has shape {w}, expected no axis of length 0")
     sizes = zip(x[1:3], w[:2], stride, padding, strict=True)
     expected = (x[0], *(output_size(*axis, operation=operation) for axis in sizes), w[3])
     if y != expected:

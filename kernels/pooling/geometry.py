@@ -41,6 +41,11 @@ def geometry_of(
     name, x = image
     if x.ndim != 4:
         raise ShapeError(f"{operation}: {name} has shape {tuple(x.shape)}, expected (n, h, w, c)")
+    if any(2 * pad > size for pad, size in zip(padding, kernel, strict=True)):
+        raise ShapeError(
+            f"{operation}: padding {padding} with a kernel of {kernel}; expected at most half of it, or windows could "
+            "be all padding"
+        )
     n, height, width, c = x.shape
     geometry = Geometry(height, width, c, kernel, stride, padding)
     for pooled_name, array in pooled.items():
