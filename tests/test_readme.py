@@ -36,5 +36,5 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
 
 
 def test_there_are_blocks_and_links_to_test() -> None:
-    assert len(BLOCKS) >= 3
+    assert len(BLOCKS) >= 4
     assert len(PAGES) >= 4

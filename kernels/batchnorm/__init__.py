@@ -1,4 +1,8 @@
-"""Batch normalization: statistics of a batch, their use, the gradients and the running estimates."""
+"""Batch normalization: statistics of a batch, their use, the gradients and the running estimates.
+
+In the order to read them: reference.py (the definition), split.py (which thread has which rows and channels),
+statistics.py, apply.py, gradient_sums.py, backward.py, running.py.
+"""
 
 from kernels.batch_statistics import BatchStatistics
 from kernels.batchnorm.apply import batchnorm_add_relu_apply, batchnorm_apply

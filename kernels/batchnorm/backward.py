@@ -4,8 +4,10 @@ With g = dy (behind a ReLU: dy where forward's y > 0, else 0) and centred = (x -
 
     sums over rows         s = sum g        p = sum g * centred                     two stages
     dbeta = s              dgamma = p * inv_std
-    dx = inv_std * gamma * ((g - s / rows) - centred * dgamma * inv_std / rows)     through the batch's statistics
-    dx = inv_std * gamma * g                                                        through fixed ones
+    dx = scale * ((g - mean_g) - centred * slope)       through the batch's statistics
+    dx = scale * g                                      through fixed ones
+
+with scale = gamma * inv_std, mean_g = s / rows and slope = dgamma * inv_std / rows.
 
 A ReLU's mask is computed again from x, which is read anyway. At the end of a residual block that would take the
 residual too, so the mask is taken from y; the first launch then writes dresidual = g, and the last reads that in the
@@ -38,6 +40,7 @@ from kernels.launch import Array, Cost, Floats, Int64, Launch, Runner, blocks_fo
 
 
 def _backward(channels: int, affine: bool, training: bool, relu: bool, index: Any, width: int) -> Launch:
+    """A thread reads what it needs to know of its `width` channels, then walks down its rows: x and dy in, dx out."""
     parts = Split(channels, width)
     lanes, depth, across = parts.lanes, parts.depth, parts.across
     load, store, loads = loader(width), storer(width), AHEAD * width

@@ -124,12 +124,12 @@ def _gradients(
     dbeta = dy.sum(axis=leading)
     dgamma = (dy * xhat).sum(axis=leading)
 
-    slope = statistics.inv_std if gamma is None else gamma * statistics.inv_std
+    scale = statistics.inv_std if gamma is None else gamma * statistics.inv_std
     if training:
         rows = x.size // x.shape[-1]  # without rows, 0 / 0 below goes into an empty dx
-        dx = slope * (dy - dbeta / rows - xhat * (dgamma / rows))
+        dx = scale * (dy - dbeta / rows - xhat * (dgamma / rows))
     else:
-        dx = slope * dy
+        dx = scale * dy
     return (dx, None, None) if gamma is None else (dx, dgamma, dbeta)
 
 

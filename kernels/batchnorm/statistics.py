@@ -1,4 +1,4 @@
-"""Batch normalization: the statistics of a batch. The definition is in reference.py.
+"""Batch normalization: the statistics of a batch. The definition is in reference.py, who does what in split.py.
 
 A sum of squares is exact only near what it is taken about, so every partial sum has a shift of its own: a set of n
 elements is known by
@@ -100,6 +100,7 @@ def block_merger(width: int, lanes: int, depth: int) -> Any:
 
 
 def _sum_shifted(channels: int, width: int, index: Any) -> Launch:
+    """A thread sums its `width` channels chunk by chunk, each about a shift of its own; then the block merges."""
     parts = Split(channels, width)
     lanes, depth, across = parts.lanes, parts.depth, parts.across
     load, store, merge_block = loader(width), storer(width), block_merger(width, lanes, depth)

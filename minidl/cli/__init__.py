@@ -1,5 +1,6 @@
 """The command line: one file a command, each a thin layer over the library."""
 
+import difflib
 import errno
 import os
 import sys
@@ -61,6 +62,15 @@ class _Commands(click.Group):
             click.echo(f"Error: standard output cannot be written: {problem}", err=True)
             raise SystemExit(1) from None
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else ""
+            raise click.UsageError(f"No such command '{args[0]}'.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -68,6 +78,11 @@ class _Commands(click.Group):
             raise _Failure(str(error), error.exit_code) from None
         except OutOfMemoryError as error:
             raise _Failure(str(error), 1) from None
+        except Exception as error:
+            faults = sys.modules.get("kernels.emulator.faults")  # not imported for this: it brings Numba
+            if faults is not None and isinstance(error, faults.KernelFault):
+                raise _Failure(f"the emulator stopped a kernel: {error}", 1) from None
+            raise
         except KeyboardInterrupt:
             raise SystemExit(130) from None
 

@@ -20,7 +20,7 @@ SHOWN = 20  # failures in full
 
 @click.command("verify")
 @options.device
-@click.option("--op", "operation", metavar="NAME", help="Only this operation, such as conv2d_forward.")
+@click.option("--op", "names", metavar="NAME", multiple=True, help="Only this operation; may be given repeatedly.")
 @click.option("--case", "pattern", metavar="PATTERN", help="Only cases whose name has this in it; * and ? match.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the inputs.")
 @click.option("--json", "file", metavar="FILE", help="Write a row for each answer; - is stdout.")
@@ -36,7 +36,7 @@ SHOWN = 20  # failures in full
 def command(
     ctx: click.Context,
     device: str | None,
-    operation: str | None,
+    names: tuple[str, ...],
     pattern: str | None,
     seed: int,
     file: str | None,
@@ -53,14 +53,14 @@ def command(
     to_stderr = file == "-"
     click.echo(f"device: {choice.backend.describe()} ({choice.why})", err=to_stderr)
     if steps is not None:
-        if operation or pattern or file:
+        if names or pattern or file:
             raise ConfigError("--twin trains a network as a whole; it does not go with --op, --case or --json")
         departure = twin.run(choice.backend, steps, seed, said=click.echo)
         if departure is not None:
             click.echo(str(departure))
             ctx.exit(1)
         return
-    tasks = plan(choice.backend, operation, pattern)
+    tasks = [task for name in names or (None,) for task in plan(choice.backend, name, pattern)]
     _require_writable(file)
     with Progress(
         TextColumn("{task.description}"),

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.emulator.faults import KernelFault
 from kernels.launch import address
 from minidl import nn, optim
 from minidl.backends import Array, Backend, BatchStatistics, get_backend
@@ -30,13 +31,15 @@ EMULATED_BATCH_SIZE = 8  # the emulator takes a thousand times longer
 
 
 class Departure(Exception):  # noqa: N818 - what was looked for, not a mistake in the program
-    """An array left its budget, or was not what the last operation had left in it."""
+    """An array left its budget, or was not what the last operation had left in it, or a kernel broke a rule."""
 
-    def __init__(self, step: int, layer: str, operation: str, array: str, comparison: Comparison | None) -> None:
+    def __init__(
+        self, step: int, layer: str, operation: str, array: str, comparison: Comparison | None, what: str = ""
+    ) -> None:
         self.step, self.layer, self.operation, self.array, self.comparison = step, layer, operation, array, comparison
         where = f"step {step}, {layer or 'outside of any layer'}, {operation}: {array}"
         if comparison is None:
-            super().__init__(f"{where} is no longer what the last operation wrote into it")
+            super().__init__(f"{where} {what}")
             return
         c = comparison
         place = f"[{', '.join(map(str, c.index))}]" if c.index else ""
@@ -94,7 +97,11 @@ class Twin:
             del arguments["self"]
             before = {name: self._host(value) for name, value in arguments.items()}
             self._require_unchanged(operation, arguments, before)
-            on_device(*given, **options)
+            try:
+                on_device(*given, **options)
+            except KernelFault as fault:
+                layer = self.layers[-1] if self.layers else ""
+                raise Departure(self.step, layer, operation, fault.array or "a kernel", None, f"- {fault}") from None
             expected = {name: _wide(value) for name, value in before.items()}
             by_definition(*expected.values())
             written = {name: arguments[name] for name in OUTPUTS[operation] if arguments[name] is not None}
@@ -127,7 +134,8 @@ class Twin:
             for label, array in labelled(name, value).items():
                 known, now = self._written.get(address(array)), _checksum(hosts[label])
                 if known is not None and known[0] == now[0] and known != now:
-                    raise Departure(self.step, self._layer(array), operation, label, None)
+                    what = "is no longer what the last operation wrote into it"
+                    raise Departure(self.step, self._layer(array), operation, label, None, what)
 
     def _hold(self, operation: str, label: str, array: Array, comparison: Comparison) -> None:
         self.compared += 1

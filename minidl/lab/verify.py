@@ -5,6 +5,7 @@ processes where the device is the emulator, and summed up: a line a technique wi
 """
 
 import contextlib
+import difflib
 import fnmatch
 import math
 import multiprocessing
@@ -60,7 +61,9 @@ def plan(backend: Backend, operation: str | None = None, pattern: str | None = N
     """
     names = operations()
     if operation is not None and operation not in names:
-        raise ConfigError(f"there is no operation '{operation}'; known operations: {', '.join(names)}")
+        near = difflib.get_close_matches(operation, names, n=3)
+        known = f"did you mean {' or '.join(near)}?" if near else f"known operations: {', '.join(names)}"
+        raise ConfigError(f"there is no operation '{operation}'; {known}")
     tasks = []
     for name in names if operation is None else [operation]:
         chosen = [case for case in cases(name) if pattern is None or _fits(case, pattern)]

@@ -4,6 +4,9 @@ import json
 
 import pytest
 
+from kernels import activation
+from kernels.emulator import OutOfBounds
+from minidl import nn
 from minidl.backends.cpu import CpuBackend
 
 
@@ -15,6 +18,29 @@ def test_a_table_with_a_line_for_each_operation(minidl) -> None:
     assert lines[1].split("  ")[0] == "operation"
     assert lines[2].startswith("add")
     assert lines[-1] == "1 case, 0 failures"
+
+
+def test_several_operations(minidl) -> None:
+    result = minidl("verify", "--device", "cpu", "--op", "add", "--op", "relu_forward", "--case", "5x1")
+    assert result.exit_code == 0, result.output
+    assert [line.split()[0] for line in result.stdout.splitlines()[2:4]] == ["add", "relu_forward"]
+
+
+def test_a_kernel_that_breaks_a_rule_ends_in_a_line_wherever_it_runs(minidl, monkeypatch, tmp_path) -> None:
+    def out_of_bounds(run, x, y, *, technique=None) -> None:
+        raise OutOfBounds("index 5 is outside x", kernel="relu_forward_scalar", line=42, array="x")
+
+    monkeypatch.setattr(activation, "relu_forward", out_of_bounds)
+    monkeypatch.setattr(nn, "fuse", lambda model: [])
+    trained = minidl(
+        "train", "--device", "emulator", "--no-bn", "--max-steps", 1, "--batch-size", 16, "--out", tmp_path
+    )
+    assert trained.exit_code == 1
+    assert "Error: the emulator stopped a kernel: relu_forward_scalar, line 42" in trained.stderr
+    assert "Traceback" not in trained.output
+    beside = minidl("verify", "--device", "emulator", "--twin", 1)
+    assert beside.exit_code == 1
+    assert "step 1, relu1, relu_forward: x - relu_forward_scalar, line 42" in beside.stdout
 
 
 def test_a_failure_is_named_and_the_exit_code_is_1(minidl, monkeypatch) -> None:

@@ -53,7 +53,8 @@ def test_a_pattern_is_part_of_a_name_or_matches_it() -> None:
 @pytest.mark.parametrize(
     ("operation", "pattern", "message"),
     [
-        ("relu", None, "no operation 'relu'; known operations: conv2d_forward"),
+        ("relu_forwrd", None, "no operation 'relu_forwrd'; did you mean relu_forward"),
+        ("xyz", None, "no operation 'xyz'; known operations: conv2d_forward"),
         ("relu_forward", "nothing-like-it", "relu_forward has no case"),
         (None, "nothing-like-it", "no operation has a case"),
     ],
