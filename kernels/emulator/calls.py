@@ -53,12 +53,14 @@ class Calls(Access):
             return self.scalar_function(target, function, arguments)
         source = python_function(target)
         if source is not None and not _belongs_to_numba(source):
-            return self.device_function(source, arguments, keywords)
+            return self.device_function(source, arguments, keywords, _is_inlined(target))
         name = getattr(target, "__qualname__", None) or getattr(target, "__name__", None) or repr(target)
         module = getattr(target, "__module__", "")
         return self.refuse(f"calling {module + '.' if module else ''}{name}")
 
-    def device_function(self, function: Callable[..., Any], arguments: Arguments, keywords: dict[str, Value]) -> Value:
+    def device_function(
+        self, function: Callable[..., Any], arguments: Arguments, keywords: dict[str, Value], inlined: bool
+    ) -> Value:
         """Call a Python function, translated for these arguments."""
         try:
             bound = inspect.signature(function).bind(*(arguments), **keywords)
@@ -68,7 +70,7 @@ class Calls(Access):
         given = {
             name: value if isinstance(value, Value) else self.constant(value) for name, value in bound.arguments.items()
         }
-        name, kind, origin = self.translated(function, given)
+        name, kind, origin = self.translated(function, given, inlined)
         texts = [value.text for value in given.values()]
         result = f"{name}({', '.join(['M', 'L', *texts])})"
         if kind == types.NONE:
@@ -76,7 +78,9 @@ class Calls(Access):
             return self.constant(None)
         return self.temporary(kind, result, origin)
 
-    def translated(self, function: Callable[..., Any], given: dict[str, Value]) -> tuple[str, types.Type, str]:
+    def translated(
+        self, function: Callable[..., Any], given: dict[str, Value], inlined: bool
+    ) -> tuple[str, types.Type, str]:
         """A function translated for these arguments: its name, the type of its result, the parameter that that is."""
         raise NotImplementedError
 
@@ -142,6 +146,11 @@ def _literal(value: Value) -> Any:
     if value.is_known and types.is_integer(value.type):
         return types.literal(int(value.known))
     return value.type
+
+
+def _is_inlined(target: Any) -> bool:
+    """Whether Numba makes a device function part of its caller, with shared arrays of its own at each call."""
+    return getattr(target, "targetoptions", {}).get("inline") in ("always", True)
 
 
 def _number_type(target: Any) -> types.Type:

@@ -7,7 +7,7 @@ from typing import Any
 from kernels.emulator import types
 from kernels.emulator.operators import Operators
 from kernels.emulator.source import captured, used
-from kernels.emulator.translation import UNKNOWN, Value, variable
+from kernels.emulator.translation import UNKNOWN, UnassignedError, Value, variable
 
 
 class Expressions(Operators):
@@ -35,7 +35,7 @@ class Expressions(Operators):
                 self.refuse(f"the name {name}, which has no value")
         binding = self.env.get(name)
         if binding is None:
-            self.refuse(f"the variable {name}, read before anything is assigned to it")
+            raise UnassignedError(self, name)
         if binding.type is None:
             return Value(None, "None", known=binding.known)
         text = variable(name)

@@ -228,7 +228,9 @@ def _shared_array(t: Calls, arguments: Arguments, **keywords: Value) -> Value:
     shape, dtype, alignment = _declared(t, arguments, keywords, "cuda.shared.array")
     key = (t.identity, *t.place)
     site = SharedSite(t.target or "a shared array", dtype, shape, alignment)
-    t.program.sites[key] = site
+    if t.program.sites.setdefault(key, site) != site:
+        t.refuse("a shared array whose size or type differs by the call, in a device function that is not inlined")
+    t.program.shared_arrays += 1
     kind = types.array(dtype, len(shape), True)
     return Value(kind, f"M.shared[{t.program.constant(key)}]", origin=SHARED)
 

@@ -19,7 +19,8 @@ from kernels.emulator.memory import Global
 from kernels.emulator.pointers import View
 from kernels.emulator.program import translate_kernel
 from kernels.emulator.shadow import OwnerShadow, WriterShadow
-from kernels.emulator.source import parse, python_function
+from kernels.emulator.shared import check_size
+from kernels.emulator.source import Same, meanings, parse, python_function
 from kernels.emulator.translation import ADDRESS, Program, RefusedError
 
 Grid = int | Sequence[int]
@@ -95,6 +96,8 @@ def emulate(
     grid_size, block_size = _size(grid, "grid"), _size(block, "block")
     if block_size[0] * block_size[1] * block_size[2] > 1024:
         raise ValueError(f"{name}: a block of {block_size} threads; no GPU runs more than 1024")
+    if shared_bytes < 0:
+        raise ValueError(f"{name}: {shared_bytes} bytes of shared memory")
     parameters = inspect.signature(function).parameters
     if len(args) != len(parameters):
         raise TypeError(f"{name}: {len(args)} arguments were given, expected {', '.join(parameters)}")
@@ -107,11 +110,12 @@ def emulate(
             known = ", ".join(parameters)
             raise ValueError(f"{name}: {one!r} is no array parameter; they are {known}")  # noqa: TRY004
     kinds = tuple((parameter, value.kind) for parameter, value in values.items())
-    program = _program(function, name, kinds, counts)
+    program = _program(function, name, kinds, counts, meanings(function))
     for promotion in program.promotions.values():
         warnings.warn_explicit(promotion, None, promotion.file, promotion.line, registry=_WARNED)
     observer = CountingObserver() if counts else None
     machine = Machine(program, grid_size, block_size, shared_bytes, checks, observer)
+    check_size(machine, shared_bytes)
     given = _place(machine, values, inputs, outputs, reachable)
     _run(machine, given)
     for memory in machine.memories:
@@ -132,7 +136,13 @@ def _run(machine: Machine, given: list[Any]) -> None:
 
 
 @functools.lru_cache(maxsize=512)
-def _program(function: Callable[..., Any], name: str, kinds: tuple[tuple[str, Any], ...], counts: bool) -> Program:
+def _program(
+    function: Callable[..., Any],
+    name: str,
+    kinds: tuple[tuple[str, Any], ...],
+    counts: bool,
+    _: tuple[Same, ...],  # what names meant: a program with other meanings is another one
+) -> Program:
     try:
         return translate_kernel(function, name, dict(kinds), counts)
     except RefusedError as error:
@@ -142,7 +152,9 @@ def _program(function: Callable[..., Any], name: str, kinds: tuple[tuple[str, An
 
 
 def _size(given: Grid, what: str) -> tuple[int, int, int]:
-    sizes = (given,) if isinstance(given, int | np.integer) else tuple(given)
+    sizes = (given,) if isinstance(given, int | np.integer) else given
+    if not isinstance(sizes, tuple | list) or not all(isinstance(size, int | np.integer) for size in sizes):
+        raise TypeError(f"a {what} of {given!r}: expected a number or a tuple of numbers")
     if not 1 <= len(sizes) <= 3 or any(int(size) < 1 for size in sizes):
         raise ValueError(f"a {what} of {given}: expected one to three numbers of at least 1")
     x, y, z = (*(int(size) for size in sizes), 1, 1)[:3]

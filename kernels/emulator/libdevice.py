@@ -129,6 +129,16 @@ def _saturate(x: Value) -> Value:
     return np.where(x > 0, np.minimum(x, 1.0), 0.0)  # NaN becomes 0
 
 
+def float_power(base: Value, exponent: Value) -> Value:
+    """A power by C's rules; NumPy takes the square root for an exponent of 0.5, which is NaN of -inf and keeps -0."""
+    result = np.power(base, exponent)
+    half = exponent == 0.5
+    if np.any(half):
+        whole = np.isinf(base) | (base == 0)
+        result = np.asarray(np.where(half & whole, np.abs(base), result), result.dtype)[()]
+    return result
+
+
 _REAL: dict[str, Twin] = {
     **{name: getattr(np, name) for name in (
         "cbrt", "ceil", "copysign", "cos", "cosh", "exp", "exp2", "expm1", "fabs", "floor", "fmax", "fmin", "fmod",
@@ -136,7 +146,7 @@ _REAL: dict[str, Twin] = {
     )},
     **{f"a{name}": getattr(np, f"arc{name}") for name in ("cos", "cosh", "sin", "sinh", "tan", "tan2", "tanh")},
     "nearbyint": np.rint,
-    "pow": np.power,
+    "pow": float_power,
     "round": _round,
     "exp10": lambda x: np.power(10.0, x),
     "rsqrt": lambda x: 1.0 / np.sqrt(x),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from kernels.emulator import types
 from kernels.emulator.branches import Branches, Env
 from kernels.emulator.source import Names, assigned, leaves, loop_names, used
-from kernels.emulator.translation import Binding, Line, Value, listed, variable
+from kernels.emulator.translation import Binding, Line, UnassignedError, Value, listed, variable
 
 LONGEST = 1 << 22  # trips of a while loop: it takes minutes, or waits for what lanes that left will do
 
@@ -25,6 +25,7 @@ class Loop:
     at_continue: list[str]
     breaks: list[Env] = field(default_factory=list)
     continues: list[Env] = field(default_factory=list)
+    left_out: list[UnassignedError] = field(default_factory=list)  # statements, since what they read has no type yet
 
 
 class Loops(Branches):
@@ -143,6 +144,10 @@ class Loops(Branches):
                 break
         else:
             self.refuse("a loop whose variables have no types")
+        if frame.loop.left_out:
+            if not self.loops:
+                raise frame.loop.left_out[0]
+            self.loops[-1].left_out += frame.loop.left_out  # the loop around may have the assignment
         if not ended:
             lines += self._casts(back_env, types_at_head)
         self.out += [(depth + self.depth, text, line) for depth, text, line in self._casts(entry, types_at_head)]

@@ -58,14 +58,14 @@ class Machine:
         per_block = -(-self.threads // 32)
         self.clock = Clock(0, np.zeros(self.blocks, np.int64), np.zeros(0, np.int64), 0, self.threads, 0)
         self._warps_per_block = per_block
-        self._layout, self.shared_bytes, self._unit = _layout(program.sites, shared_bytes)
+        self._layout, self.static_bytes, self.shared_bytes, self._unit = _layout(program.sites, shared_bytes)
         self._dynamic_bytes = shared_bytes
 
     def start(self, batch: Batch) -> Lanes:
         """Fresh shared memory for a batch of blocks. Returns its lanes."""
         self.batch = batch
         self.states = {}
-        if self.shared_bytes:
+        if self.program.sites:
             memory = SharedMemory(self, batch.count, self.shared_bytes, self._unit)
             self.shared_memory = memory
             self.shared = {}
@@ -289,8 +289,8 @@ def choose(parent: Lanes, yes: Lanes, a: Any, no: Lanes, b: Any, dtype: Any) -> 
     return merge((a, b), (yes.position, no.position), parent.n, dtype)
 
 
-def _layout(sites: dict[Any, SharedSite], dynamic_bytes: int) -> tuple[dict[Any, int], int, int]:
-    """Where each shared array starts in its block's shared memory; the bytes of that; those of its smallest element."""
+def _layout(sites: dict[Any, SharedSite], dynamic_bytes: int) -> tuple[dict[Any, int], int, int, int]:
+    """Where each shared array starts in its block's shared memory; bytes: static, of all, of its smallest element."""
     offsets = {}
     end = 0
     for key, site in sites.items():
@@ -299,6 +299,7 @@ def _layout(sites: dict[Any, SharedSite], dynamic_bytes: int) -> tuple[dict[Any,
             end = -(-end // alignment) * alignment
             offsets[key] = end
             end += int(np.prod(site.shape)) * site.dtype.itemsize
+    static = end
     end = -(-end // 16) * 16
     for key, site in sites.items():
         if site.dynamic:
@@ -306,4 +307,4 @@ def _layout(sites: dict[Any, SharedSite], dynamic_bytes: int) -> tuple[dict[Any,
     if any(site.dynamic for site in sites.values()):
         end += -(-dynamic_bytes // 16) * 16
     unit = min((site.dtype.itemsize for site in sites.values()), default=1)
-    return offsets, end, unit
+    return offsets, static, end, unit

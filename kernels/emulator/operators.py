@@ -132,13 +132,15 @@ class Operators(Translator):
         """A sign or complement of a number."""
         function, form = UNARY_OPERATORS[kind]
         _, result = self.signature(function, (value.type,), "operator " + form[1])
-        value = self.cast(value, result)
+        # Numba computes in the operand's type and widens the result: -uint8(5) is 251
+        own = value.type if types.is_number(value.type) and value.type != types.BOOLEAN else result
+        value = self.cast(value, own)
         if value.is_known:
             with np.errstate(all="ignore"):
-                return self.constant(function(value.known), result)
+                return self.cast(self.constant(function(value.known), own), result)
         if kind is ast.USub:
-            self.count("neg", result)
-        return Value(result, form.format(value.text))
+            self.count("neg", own)
+        return self.cast(Value(own, form.format(value.text)), result)
 
     def operation(self, result: types.Type, sign: str, a: Value, b: Value, form: str) -> Value:
         """Compute with two operands, at once if both are constants."""
@@ -186,7 +188,7 @@ class Operators(Translator):
         a, b = (self.cast(value, kind) for value, kind in zip((left, right), given, strict=True))
         if types.is_integer(b.type):
             b = self.cast(b, result)
-        return self.operation(result, "**", a, b, "np.power({}, {})")
+        return self.operation(result, "**", a, b, "float_power({}, {})")
 
     def _divide(self, sign: str, a: Value, b: Value, result: types.Type) -> Value:
         if not types.is_integer(result):

@@ -10,6 +10,7 @@ import numpy as np
 import kernels.emulator.instructions  # noqa: F401  (registers what numba.cuda offers)
 from kernels.emulator import types
 from kernels.emulator.lanes import Partial, join
+from kernels.emulator.libdevice import float_power
 from kernels.emulator.loops import Loops
 from kernels.emulator.machine import choose
 from kernels.emulator.source import Source, assigned, parse
@@ -28,7 +29,7 @@ def translate_kernel(function: Callable[..., Any], name: str, kinds: Mapping[str
         parameter: Value(kind, variable(parameter), origin=parameter if types.is_array(kind) else "")
         for parameter, kind in kinds.items()
     }
-    entry, result, _ = _translate(program, function, given, None)
+    entry, result, _ = _translate(program, function, given, None, False)
     if result != types.NONE:
         source = parse(function)
         raise RefusedError("a kernel that returns a value", source.file, source.tree.lineno)
@@ -39,9 +40,11 @@ def translate_kernel(function: Callable[..., Any], name: str, kinds: Mapping[str
 class Function(Loops):
     """Translates a function."""
 
-    def translated(self, function: Callable[..., Any], given: dict[str, Value]) -> tuple[str, types.Type, str]:
+    def translated(
+        self, function: Callable[..., Any], given: dict[str, Value], inlined: bool
+    ) -> tuple[str, types.Type, str]:
         """A device function translated for these arguments."""
-        return _translate(self.program, function, given, self)
+        return _translate(self.program, function, given, self, inlined)
 
     def whole_body(self, nodes: list[ast.stmt]) -> tuple[types.Type, str]:
         """Translate the function's body. Returns the type of its result, and the parameter that that is."""
@@ -74,14 +77,20 @@ class Function(Loops):
 
 
 def _translate(
-    program: Program, function: Callable[..., Any], given: dict[str, Value], caller: Function | None
+    program: Program, function: Callable[..., Any], given: dict[str, Value], caller: Function | None, inlined: bool
 ) -> tuple[str, types.Type, str]:
-    key: list[Any] = [function, *((name, *_key(value)) for name, value in given.items())]
-    if caller is not None and "shared" in function.__code__.co_names:
-        key += [caller.identity, caller.place]  # inlined: each call has shared arrays of its own
-    found = program.functions.get(tuple(key))
+    key: tuple[Any, ...] = (function, inlined, *((name, *_key(value)) for name, value in given.items()))
+    if inlined and caller is not None:
+        identity: tuple[Any, ...] = (function, caller.identity, caller.place)
+    else:
+        # Numba compiles it once for these types, with one shared array for all calls
+        kinds = (_key(value) if value.type is None else value.type for value in given.values())
+        identity = (function, *kinds)
+    found = program.functions.get((key, identity) if key in program.by_call else key)
     if found is not None:
+        program.shared_arrays += key in program.by_call
         return found
+    arrays = program.shared_arrays
     try:
         source = parse(function)
     except (OSError, SyntaxError) as error:
@@ -95,7 +104,7 @@ def _translate(
     while name in program.listing:
         name += "_"
     program.listing[name] = ""
-    translator = _begin(program, function, source, given, name)
+    translator = _begin(program, function, source, given, identity)
     kind, origin = translator.whole_body(source.tree.body)
     own = sorted(translator.variables - set(given))
     body = [(0, " = ".join(variable(one) for one in own) + " = None", source.tree.lineno)] if own else []
@@ -104,17 +113,22 @@ def _translate(
         body = [(0, "pass", source.tree.lineno)]
     program.compile(name, [variable(parameter) for parameter in given], body, source.file)
     program.translating.pop()
-    program.functions[tuple(key)] = (name, kind, origin)
+    if not inlined:
+        program.shared_arrays = arrays
+    elif program.shared_arrays > arrays:
+        program.by_call.add(key)
+        key = (key, identity)
+    program.functions[key] = (name, kind, origin)
     return name, kind, origin
 
 
 def _begin(
-    program: Program, function: Callable[..., Any], source: Source, given: dict[str, Value], name: str
+    program: Program, function: Callable[..., Any], source: Source, given: dict[str, Value], identity: Any
 ) -> Function:
     arguments = source.tree.args
     names = frozenset(given) | assigned(source.tree.body)
     translator = Function(program, function, source, names)
-    translator.identity = name
+    translator.identity = identity
     if arguments.vararg or arguments.kwarg:
         translator.refuse("parameters by * or **")
     if inspect.isgeneratorfunction(function):
@@ -193,6 +207,7 @@ _HELPERS: dict[str, Any] = {
     "as_type": _as_type,
     "select": _select,
     "power": _power,
+    "float_power": float_power,
     "remainder": _remainder,
     "lesser": _extreme(np.fmin, np.minimum, _either_sign),
     "greater": _extreme(np.fmax, np.maximum, _both_signs),
@@ -205,5 +220,5 @@ def translate_function(function: Callable[..., Any], kinds: list[types.Type]) ->
     program.namespace.update(_HELPERS)
     names = parse(function).parameters
     given = {name: Value(kind, variable(name)) for name, kind in zip(names, kinds, strict=True)}
-    translated, kind, _ = _translate(program, function, given, None)
+    translated, kind, _ = _translate(program, function, given, None, False)
     return program.namespace[translated], kind

@@ -9,11 +9,14 @@ from kernels.emulator.faults import UninitialisedRead, UnsupportedFeature
 from kernels.emulator.lanes import Lanes
 from kernels.emulator.memory import Memory, spread
 from kernels.emulator.shadow import WRITE, Access, SharedShadow
+from kernels.emulator.source import parse
 
 if TYPE_CHECKING:
     from kernels.emulator.machine import Machine
 
 Vector = NDArray[Any]
+STATIC_SHARED = 48 * 1024  # bytes of a block that the assembler grants
+SHARED = 227 * 1024  # with what is asked for at launch, on compute capability 9.0
 POISON = 0xA5  # what uninitialised shared memory holds: unlikely to be right by chance
 
 
@@ -112,3 +115,19 @@ class Shared(Memory):
         else:
             what = f"{self.name}[{index}] is read before anything was written there"
         self.fault(UninitialisedRead, what, lanes, k)
+
+
+def check_size(machine: "Machine", dynamic: int) -> None:
+    """Refuse a launch whose blocks ask for more shared memory than a GPU has; `dynamic`: bytes asked for at launch."""
+    if machine.static_bytes > STATIC_SHARED:
+        tree = parse(machine.program.function).tree
+        machine.fault(
+            UnsupportedFeature,
+            f"{machine.static_bytes:,} bytes of static shared memory; a GPU gives at most {STATIC_SHARED:,}",
+            place=(machine.program.function.__code__.co_filename, tree.lineno),
+        )
+    if machine.static_bytes + dynamic > SHARED:
+        raise ValueError(
+            f"{machine.program.name}: {machine.static_bytes:,} bytes of static and {dynamic:,} of dynamic shared "
+            f"memory; a GPU gives at most {SHARED:,}"
+        )

@@ -70,6 +70,52 @@ def captured(function: Callable[..., Any], name: str) -> Any:
     raise NameError(name)
 
 
+def _free(function: Callable[..., Any]) -> list[Any]:
+    """What the names mean that a function finds in the functions around it and in its module."""
+    found = []
+    for cell in function.__closure__ or ():
+        try:
+            found.append(cell.cell_contents)
+        except ValueError:  # not assigned yet
+            found.append(None)
+    known = function.__globals__
+    found += [known[name] for name in function.__code__.co_names if name in known]
+    return found
+
+
+class Same:
+    """An object as part of a key, by its identity."""
+
+    __slots__ = ("one",)
+
+    def __init__(self, one: Any) -> None:
+        self.one = one
+
+    def __hash__(self) -> int:
+        return id(self.one)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.one is other.one
+
+
+def meanings(function: Callable[..., Any]) -> tuple[Same, ...]:
+    """What the names mean that a kernel, and the device functions that it calls, find around them."""
+    found: list[Same] = []
+    seen: set[int] = set()
+    waiting: list[Any] = [function]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        for meaning in _free(one):
+            found.append(Same(meaning))
+            inner = python_function(meaning)
+            if inner is not None and not (inner.__module__ or "").startswith("numba"):
+                waiting.append(inner)
+    return tuple(found)
+
+
 def assigned(nodes: Iterable[ast.AST]) -> Names:
     """Variables to which these statements assign."""
     found = set()

@@ -5,8 +5,8 @@ from typing import Any
 
 from kernels.emulator import types
 from kernels.emulator.calls import Calls
-from kernels.emulator.source import leaves
-from kernels.emulator.translation import Value, variable
+from kernels.emulator.source import assigned, leaves
+from kernels.emulator.translation import UnassignedError, Value, variable
 
 
 class Statements(Calls):
@@ -23,7 +23,7 @@ class Statements(Calls):
         depth = self.depth
         try:
             for k, node in enumerate(nodes):
-                if self.statement(node):
+                if self._typed(node):
                     return True
                 if leaves([node]) and k + 1 < len(nodes):
                     self.emit("if L is not None:")
@@ -32,6 +32,25 @@ class Statements(Calls):
             return False
         finally:
             self.depth = depth
+
+    def _typed(self, node: ast.stmt) -> bool:
+        """Translate a statement, or leave it for the next pass over the loop around it.
+
+        A variable may be assigned further down in a loop and read in the next trip. While no type of it is known, the
+        statements that read it are left out, as are then those that read what they would have assigned.
+        """
+        loops, depth = len(self.loops), self.depth
+        try:
+            return self.statement(node)
+        except UnassignedError as error:
+            del self.loops[loops:]
+            self.depth = depth
+            if error.translator is not self or not self.loops:
+                raise
+            self.loops[-1].left_out.append(error)
+            for name in assigned([node]):
+                self.env.pop(name, None)
+            return False
 
     def statement(self, node: ast.stmt) -> bool:
         """Translate a statement. Returns whether no lane comes out at its end, whatever happens."""

@@ -75,6 +75,16 @@ class RefusedError(Exception):
         self.line = line
 
 
+class UnassignedError(RefusedError):
+    """A variable is read, and no assignment to it is known so far; there may be one later in a loop."""
+
+    def __init__(self, translator: "Translator", name: str) -> None:
+        what = f"the variable {name}, read before it is assigned on some path"
+        super().__init__(what, translator.source.file, translator.line)
+        self.translator = translator
+        self.name = name
+
+
 @dataclass(frozen=True)
 class SharedSite:
     """A place in the source that asks for a shared array."""
@@ -101,6 +111,8 @@ class Program:
     functions: dict[Any, Any] = field(default_factory=dict)
     translating: list[Any] = field(default_factory=list)
     sites: dict[Any, SharedSite] = field(default_factory=dict)
+    shared_arrays: int = 0  # how often the translation came by one
+    by_call: set[Any] = field(default_factory=set)  # functions whose calls have shared arrays of their own
     reads: set[str] = field(default_factory=set)
     writes: set[str] = field(default_factory=set)
     promotions: dict[tuple[str, int], Float64Promotion] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from numba import cuda, types
 from numba.core.errors import NumbaError
 from numba.core.target_extension import target_override
 from numba.cuda import libdevice
+from numba.cuda.cudadrv.error import CudaDriverError
 from numba.cuda.descriptor import cuda_target
 
 Type = Any  # a numba.types.Type
@@ -47,6 +48,8 @@ def signature(function: Any, arguments: tuple[Type, ...]) -> tuple[tuple[Type, .
             found = _context().resolve_function_type(kind, arguments, {})
         except (NumbaError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise UntypedError(str(error).split("\n")[0]) from error
+        except (ImportError, CudaDriverError) as error:  # it would compile a function of its own, with a driver
+            raise UntypedError("Numba has no instruction for these types") from error
     if found is None:
         raise UntypedError("no signature of it takes these types")
     return tuple(plain(argument) for argument in found.args), plain(found.return_type)
@@ -155,18 +158,30 @@ def constant(value: Any, kind: Type) -> Any:
 
 
 def convert(value: Any, dtype: np.dtype[Any]) -> Any:
-    """A scalar or vector as another dtype; floats become integers towards zero, saturated, NaN 0, as cvt.rzi does."""
+    """A scalar or vector as another dtype; floats become integers as the instruction that Numba uses makes them.
+
+    That is cvt.rzi: towards zero, saturated at the least and the greatest number. PTX converts no float32 or float64
+    to 8 bits: Numba saturates at 16 and keeps the lower half. A float16 goes through cvt.rni, to the nearest integer
+    (half to even), with 8 bits of its own. NaN becomes 0, but the top bit alone where 64 bits are on either side (PTX
+    ISA, cvt).
+    """
     if value.dtype == dtype:
         return value
     if value.dtype.kind != "f" or dtype.kind not in "iu":
         return value.astype(dtype)
-    info = np.iinfo(dtype)
-    wide = np.trunc(np.asarray(value, np.float64))
+    half = value.dtype == np.float16
+    target = np.dtype(f"{dtype.kind}2") if dtype.itemsize == 1 and not half else dtype
+    info = np.iinfo(target)
+    wide = (np.rint if half else np.trunc)(np.asarray(value, np.float64))
     inside = (wide >= float(info.min)) & (wide < float(info.max) + (1.0 if info.bits < 64 else 0.0))
-    limit = np.where(wide > 0, info.max, info.min).astype(dtype)
-    result = np.where(inside, np.where(inside, wide, 0.0).astype(dtype), limit)
-    result = np.where(np.isnan(wide), dtype.type(0), result)
-    return result if isinstance(value, np.ndarray) else dtype.type(result)
+    limit = np.where(wide > 0, info.max, info.min).astype(target)
+    result = np.where(inside, np.where(inside, wide, 0.0).astype(target), limit)
+    if 8 in (value.dtype.itemsize, target.itemsize):
+        nan = target.type(info.min if dtype.kind == "i" else 1 << (info.bits - 1))
+    else:
+        nan = target.type(0)
+    result = np.where(np.isnan(wide), nan, result).astype(dtype)
+    return result if isinstance(value, np.ndarray) else result[()]
 
 
 def is_tuple(kind: Type) -> bool:

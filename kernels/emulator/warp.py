@@ -76,19 +76,22 @@ class Warps:
     def shuffle(self, lanes: Lanes, kind: str, mask: Any, value: Any, by: Any) -> Any:
         """The value of another lane of the warp: an absolute one (""), or one "_up", "_down", "_xor" from here."""
         self.require(lanes, mask, f"cuda.shfl{kind}_sync")
-        if type(value) is not np.ndarray:
+        tail = self._machine.threads % WARP
+        if type(value) is not np.ndarray and not tail:
             return value
         rows = self.rows(lanes, value)
-        steps = self.rows(lanes, by).astype(np.int64) if type(by) is np.ndarray else int(by)
+        # the instruction takes the low 5 bits
+        steps = (self.rows(lanes, by).astype(np.int64) if type(by) is np.ndarray else int(by)) & (WARP - 1)
         lane = np.arange(WARP)
-        source = {"": lambda: steps % WARP + 0 * lane, "_up": lambda: lane - steps, "_down": lambda: lane + steps,
+        source = {"": lambda: steps + 0 * lane, "_up": lambda: lane - steps, "_down": lambda: lane + steps,
                   "_xor": lambda: lane ^ steps}[kind]()  # fmt: skip
         # beyond the warp a lane gets its own value back
         source = np.where((source >= 0) & (source < WARP), source, lane)
         source = np.broadcast_to(source, rows.shape)
-        tail = self._machine.threads % WARP
         if tail:
             self._require_existing(lanes, self.back(lanes, source), kind)
+        if type(value) is not np.ndarray:
+            return value
         return self.back(lanes, np.take_along_axis(rows, source, axis=1))
 
     def _require_existing(self, lanes: Lanes, source: Vector, kind: str) -> None:

@@ -317,6 +317,73 @@ def race_without_grid_sync(bad: bool) -> Any:
     return kernel
 
 
+def race_of_two_calls(bad: bool) -> Any:
+    @cuda.jit(device=True, inline="never" if bad else "always")
+    def reversed_in_block(v):
+        s = cuda.shared.array(64, float32)
+        s[cuda.threadIdx.x] = v
+        cuda.syncthreads()
+        return s[63 - cuda.threadIdx.x]
+
+    def kernel(x, y):
+        t = cuda.threadIdx.x
+        a = reversed_in_block(x[t])
+        b = reversed_in_block(x[t + 64])
+        y[cuda.grid(1)] = a + b
+
+    return kernel
+
+
+def race_of_two_calls_with_other_constants(bad: bool) -> Any:
+    @cuda.jit(device=True, inline="never" if bad else "always")
+    def reversed_in_block(v, shift):
+        s = cuda.shared.array(64, float32)
+        s[cuda.threadIdx.x] = v
+        cuda.syncthreads()
+        return s[(63 + shift - cuda.threadIdx.x) % 64]
+
+    def kernel(x, y):
+        t = cuda.threadIdx.x
+        y[cuda.grid(1)] = reversed_in_block(x[t], 0) + reversed_in_block(x[t], 1)
+
+    return kernel
+
+
+def race_of_two_calls_through_another(bad: bool) -> Any:
+    @cuda.jit(device=True, inline="never" if bad else "always")
+    def reversed_in_block(v):
+        s = cuda.shared.array(64, float32)
+        s[cuda.threadIdx.x] = v
+        cuda.syncthreads()
+        return s[63 - cuda.threadIdx.x]
+
+    @cuda.jit(device=True, inline="always")
+    def twice(v):
+        return float32(2) * reversed_in_block(v)
+
+    def kernel(x, y):
+        t = cuda.threadIdx.x
+        a = twice(x[t])
+        y[cuda.grid(1)] = a + twice(x[t + 64])
+
+    return kernel
+
+
+def unset_in_the_first_trip(bad: bool) -> Any:
+    lane = 5 if bad else -1
+
+    def kernel(x, y):
+        t = cuda.threadIdx.x
+        total = float32(0)
+        for j in range(3):
+            if j > 0 or t == lane:
+                total += before  # noqa: F821
+            before = x[t + j]  # noqa: F841
+        y[cuda.grid(1)] = total
+
+    return kernel
+
+
 def race_with_an_atomic(bad: bool) -> Any:
     def kernel(x, y):
         s = cuda.shared.array(1, float32)
@@ -453,6 +520,10 @@ CASES: list[tuple[Callable[[bool], Any], type[KernelFault], str | None, int]] = 
     (race_in_global_memory_of_a_block, DataRace, "y", 0),
     (race_of_write_after_read, DataRace, "y", 0),
     (race_without_grid_sync, DataRace, "y", 0),
+    (race_of_two_calls, DataRace, "s", 0),
+    (race_of_two_calls_with_other_constants, DataRace, "s", 0),
+    (race_of_two_calls_through_another, DataRace, "s", 0),
+    (unset_in_the_first_trip, UninitialisedRead, "before", 5),
     (race_with_an_atomic, DataRace, "s", 0),
     (race_across_aliases, DataRace, None, 0),
     (divergent_barrier, DivergentBarrier, None, 0),

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numba import cuda, float32, float64, int8, int32, int64, uint8, uint32, uint64
+from numba import cuda, float32, float64, int8, int16, int32, int64, uint8, uint16, uint32, uint64
 from numpy.typing import NDArray
 
-from kernels.emulator import UnsupportedFeature, emulate
+from kernels.emulator import OutOfBounds, UnsupportedFeature, emulate
 from kernels.launch import Float, Floats, Int64
 
 Array = NDArray[Any]
@@ -245,6 +245,27 @@ def test_device_functions_of_a_factory() -> None:
     assert run(factory(6), 3).tolist() == [612, 713, 814]
 
 
+FACTOR = 3
+
+
+def test_closures_and_globals_may_change_between_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    offset = 1
+
+    def shifted(v):
+        return v * FACTOR + offset
+
+    device = cuda.jit(device=True)(shifted)
+
+    def kernel(y):
+        y[cuda.threadIdx.x] = device(cuda.threadIdx.x) + 100 * offset
+
+    assert run(kernel, 3).tolist() == [101, 104, 107]
+    offset = 2
+    assert run(kernel, 3).tolist() == [202, 205, 208]
+    monkeypatch.setitem(globals(), "FACTOR", 5)
+    assert run(kernel, 3).tolist() == [202, 207, 212]
+
+
 def test_device_function_with_divergent_returns() -> None:
     @cuda.jit(device=True)
     def find(x, wanted):
@@ -288,6 +309,57 @@ def test_static_and_dynamic_shared_arrays() -> None:
         y[t] = s[1 - t % 2, t // 2] + d[15 - t]
 
     assert run(kernel, 16, shared_bytes=128).tolist() == [(t ^ 1) + (15 - t) * 10 for t in range(16)]
+
+
+def test_a_dynamic_shared_array_may_be_empty() -> None:
+    def kernel(y):
+        s = cuda.shared.array(0, int64)
+        i = cuda.grid(1)
+        if i < s.size:
+            s[i] = 1
+        cuda.syncthreads()
+        y[i] = s.size + 1
+
+    y = np.zeros(6, np.int64)
+    emulate(kernel, 2, 3, y, outputs=["y"])
+    assert y.tolist() == [1] * 6
+
+    def with_store(y):
+        s = cuda.shared.array(0, int64)
+        s[0] = y[0]
+
+    with pytest.raises(OutOfBounds):
+        emulate(with_store, 1, 1, np.zeros(1, np.int64))
+
+
+def test_more_shared_memory_than_a_gpu_has_is_refused() -> None:
+    def make(size: int) -> Any:
+        def kernel(y):
+            s = cuda.shared.array(size, float32)
+            s[cuda.threadIdx.x] = y[0]
+
+        return kernel
+
+    y = np.zeros(1, np.float32)
+    emulate(make(12288), 1, 1, y, shared_bytes=227 * 1024 - 49152)
+    with pytest.raises(UnsupportedFeature, match="49,156 bytes of static shared memory"):
+        emulate(make(12289), 1, 1, y)
+    with pytest.raises(ValueError, match="232,448"):
+        emulate(make(12288), 1, 1, y, shared_bytes=227 * 1024 - 49151)
+    with pytest.raises(ValueError, match="-4 bytes"):
+        emulate(make(1), 1, 1, y, shared_bytes=-4)
+
+
+def test_device_functions_that_are_not_inlined_share_an_array_of_one_size() -> None:
+    @cuda.jit(device=True)
+    def scratch(n):
+        return cuda.shared.array(n, int64).size
+
+    def kernel(y):
+        y[0] = scratch(4) + scratch(5)
+
+    with pytest.raises(UnsupportedFeature, match="differs by the call"):
+        emulate(kernel, 1, 1, np.zeros(1, np.int64))
 
 
 def test_shared_arrays_of_several_blocks_do_not_overlap() -> None:
@@ -427,6 +499,71 @@ def test_floats_become_integers_towards_zero_and_saturate() -> None:
     assert run(kernel, 6, x).tolist() == [1, -1, 2**31 - 1, -(2**31), 0, 2**31 - 1]
 
 
+@pytest.mark.parametrize("source", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("to", "expected"),
+    [
+        (int8, [44, -44, -126, -56, -1, 0, -1, 0]),
+        (uint8, [44, 0, 130, 200, 255, 0, 255, 0]),
+        (int16, [300, -300, 130, 200, 32767, -32768, 32767, 0]),
+        (uint16, [300, 0, 130, 200, 65535, 0, 65535, 0]),
+        (int64, [300, -300, 130, 200, 10**12, -(10**12), 2**63 - 1, -(2**63)]),
+        (uint64, [300, 0, 130, 200, 10**12, 0, 2**64 - 1, 2**63]),
+    ],
+)
+def test_floats_become_narrow_and_wide_integers_as_in_ptx(source: Any, to: Any, expected: list[int]) -> None:
+    def kernel(y, x):
+        t = cuda.threadIdx.x
+        y[t] = to(x[t])
+
+    x = np.array([300.9, -300.9, 130, 200, 1e12, -1e12, np.inf, np.nan], source)
+    result = run(kernel, 8, x, dtype=np.dtype(str(to)))
+    if source is np.float32:  # which does not hold 1e12
+        expected = [int(np.sign(v)) * int(np.float32(1e12)) if abs(v) == 10**12 else v for v in expected]
+    elif str(to) in ("int16", "uint16"):
+        expected = [*expected[:7], -(2**15) if to is int16 else 2**15]
+    assert result.tolist() == expected
+
+
+def test_float16_is_rounded_to_the_nearest_integer() -> None:
+    def kernel(y, x):
+        t = cuda.threadIdx.x
+        y[0, t] = int8(x[t])
+        y[1, t] = uint32(x[t])
+
+    y = np.zeros((2, 5), np.int64)
+    emulate(kernel, 1, 5, y, np.array([1.5, 2.5, -1.75, 300, np.nan], np.float16))
+    assert y.tolist() == [[2, 2, -2, 127, 0], [2, 2, 0, 300, 0]]
+
+
+def test_minus_and_complement_are_taken_in_the_operands_own_type() -> None:
+    def kernel(y, small, unsigned, signed):
+        t = cuda.threadIdx.x
+        y[0, t] = -small[t] // 2
+        y[1, t] = ~small[t]
+        y[2, t] = (~unsigned[t]) >> 16
+        y[3, t] = -unsigned[t]
+        y[4, t] = -signed[t]
+        y[5, t] = -uint8(5) + (~uint32(0) >> 28)  # constants
+
+    y = np.zeros((6, 2), np.int64)
+    emulate(kernel, 1, 2, y, np.array([5, 0], np.uint8), np.array([0, 1], np.uint32), np.array([-(2**31), 3], np.int32))
+    assert y.tolist() == [[125, 0], [250, 255], [65535, 65535], [0, 2**32 - 1], [-(2**31), -3], [266, 266]]
+
+
+def test_powers_of_infinity_and_zero_follow_c() -> None:
+    def kernel(y, x):
+        t = cuda.threadIdx.x
+        y[0, t] = x[t] ** float32(0.5)
+        y[1, t] = math.pow(x[t], float32(0.5))
+        y[2, t] = x[t] ** float32(1.5)
+
+    y = np.zeros((3, 4), np.float32)
+    emulate(kernel, 1, 4, y, np.array([-np.inf, -0.0, 4, -4], np.float32))
+    np.testing.assert_allclose(y, [[np.inf, 0, 2, np.nan], [np.inf, 0, 2, np.nan], [np.inf, 0, 8, np.nan]], rtol=1e-6)
+    assert not np.signbit(y[:, 1]).any()
+
+
 def test_min_max_abs_of_floats() -> None:
     def kernel(y, x):
         t = cuda.threadIdx.x
@@ -524,6 +661,85 @@ def test_a_variable_that_only_some_lanes_assign_may_be_used_by_those() -> None:
     assert run(kernel, 5).tolist() == [0, 0, 0, 6, 8]
 
 
+def test_a_variable_of_the_trip_before() -> None:
+    def kernel(y):
+        i = cuda.threadIdx.x
+        r = 0
+        for j in range(3):
+            if j > 0:
+                r += prev  # noqa: F821
+            prev = i + j  # noqa: F841
+        y[i] = r
+
+    assert run(kernel, 5).tolist() == [2 * i + 1 for i in range(5)]
+
+
+def test_a_variable_of_the_trip_before_in_an_inner_loop() -> None:
+    def kernel(y, trips):
+        i = cuda.threadIdx.x
+        total = 0.0
+        for j in range(4):
+            k = 0
+            while k < trips[i]:
+                if j > i % 2:
+                    scaled = prev * 0.5  # noqa: F821
+                    total += scaled
+                k += 1
+            if j >= i % 2:
+                prev = i + j  # noqa: F841
+        y[i] = total
+
+    trips = np.array([0, 1, 2, 3, 1])
+    expected = [trips[i] * sum(0.5 * (i + j - 1) for j in range(i % 2 + 1, 4)) for i in range(5)]
+    assert run(kernel, 5, trips, dtype=np.float64).tolist() == expected
+
+
+def test_a_variable_of_the_trip_before_that_an_inner_loop_computes() -> None:
+    def kernel(y):
+        i = cuda.threadIdx.x
+        r = 0
+        for j in range(3):
+            for k in range(2):
+                last = 10 * j + k
+                if j > 0:
+                    r += prev  # noqa: F821
+            prev = last + i  # noqa: F841
+        y[i] = r
+
+    assert run(kernel, 5).tolist() == [2 * (1 + i) + 2 * (11 + i) for i in range(5)]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_variable_of_the_trip_before_leaves_other_types_as_they_are() -> None:
+    def kernel(y, x):
+        i = cuda.threadIdx.x
+        r = float32(0)
+        for j in range(3):
+            z = 0
+            if j > 0:
+                z = prev  # noqa: F821
+                r = z
+            prev = x[i] * float32(0.1)  # noqa: F841
+        y[i] = r * float32(0.1)
+
+    x = np.array([3], np.float32)
+    assert run(kernel, 1, x, dtype=np.float32).tolist() == [x[0] * np.float32(0.1) * np.float32(0.1)]
+
+
+def test_a_variable_that_no_trip_before_assigned_is_refused() -> None:
+    def kernel(y):
+        for j in range(3):
+            if j > 0:
+                prev = prev + 1  # noqa: F821, F841
+            y[j] = j
+
+    with pytest.raises(
+        UnsupportedFeature, match="the variable prev, read before it is assigned on some path"
+    ) as caught:
+        emulate(kernel, 1, 1, np.zeros(3, np.int64))
+    assert caught.value.line == kernel.__code__.co_firstlineno + 3
+
+
 def test_a_variable_changes_its_type_where_paths_meet() -> None:
     def kernel(y):
         t = cuda.threadIdx.x
@@ -618,6 +834,10 @@ def with_float_index(y):
     y[y[0] / 2] = 1
 
 
+def with_minimum_of_a_boolean(y):
+    y[0] = min(int32(y[0]), y[0] > 0)
+
+
 def with_mixed_and(y):
     y[0] = y[0] and 3
 
@@ -639,6 +859,7 @@ def with_mixed_and(y):
         (with_value, 0, "returns a value"),
         (with_atomic_on_pointer, 1, "atomic.add"),
         (with_float_index, 1, "float64"),
+        (with_minimum_of_a_boolean, 1, "min of"),
         (with_mixed_and, 1, "and/or"),
     ],
 )
@@ -703,6 +924,9 @@ def test_bad_arguments_are_refused_before_anything_runs() -> None:
         emulate(kernel, 1, 2048, y, 3)
     with pytest.raises(ValueError, match="at least 1"):
         emulate(kernel, 0, 1, y, 3)
+    for grid in ("2", 2.0, (1, "2"), {1}):
+        with pytest.raises(TypeError, match="expected a number or a tuple of numbers"):
+            emulate(kernel, grid, 1, y, 3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no array parameter"):
         emulate(kernel, 1, 1, y, 3, outputs=["z"])
     with pytest.raises(TypeError, match="no kernel"):

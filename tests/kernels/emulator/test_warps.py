@@ -63,6 +63,31 @@ def test_shuffle_from_lanes_that_differ() -> None:
     assert run(kernel, 64, x).tolist() == [x[t // 32 * 32 + (t * 5 + 3) % 32] for t in range(64)]
 
 
+@pytest.mark.parametrize("kernel", SOURCES)
+def test_shuffles_take_the_low_five_bits_of_a_lane(kernel: Any) -> None:
+    x = np.arange(64) * 10
+    for by in (33, 32, -31, 69):
+        assert run(kernel, 64, x, by).tolist() == run(kernel, 64, x, by % 32).tolist()
+        per_lane = np.full(64, by)
+
+        def varying(y, x, per_lane):
+            t = cuda.threadIdx.x
+            y[t] = cuda.shfl_xor_sync(FULL, x[t], per_lane[t])
+
+        assert run(varying, 64, x, per_lane).tolist() == run(across, 64, x, by % 32).tolist()
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+def test_a_shuffle_from_beyond_a_short_warp_is_a_fault_for_any_value(uniform: bool) -> None:
+    def kernel(y, by):
+        t = cuda.threadIdx.x
+        y[t] = cuda.shfl_down_sync(0xFFFF, 7 if uniform else t, by)
+
+    with pytest.raises(DivergentBarrier, match="lane 16"):
+        emulate(kernel, 1, 16, np.zeros(16, np.int64), 1)
+    assert run(kernel, 16, 0).tolist() == ([7] * 16 if uniform else list(range(16)))
+
+
 def test_reduction_of_a_warp_by_shuffles() -> None:
     def kernel(y, x):
         i = cuda.grid(1)
