@@ -2,6 +2,7 @@
 
 import linecache
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Position = tuple[int, int, int]
@@ -40,7 +41,7 @@ class KernelFault(Exception):  # noqa: N818  (it is what the kernel does, not an
         super().__init__(what, kernel, line, file, array, block, thread)
 
     def __str__(self) -> str:
-        where = f"{self.kernel}, line {self.line}"
+        where = f"{self.kernel}, line {self.line}" + (f" of {Path(self.file).name}" if self.file else "")
         if self.block is not None:
             where += f", block {self.block}, thread {self.thread}"
         source = linecache.getline(self.file, self.line).strip()

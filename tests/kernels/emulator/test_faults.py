@@ -561,7 +561,7 @@ def test_fault(case: Any) -> None:
         assert fault.thread is not None
         code = fault.block[0] * THREADS + fault.thread[0]
         assert code == first if kind is not DataRace else 0 <= code < 256
-    assert f"kernel, line {fault.line}" in str(fault)
+    assert f"kernel, line {fault.line} of test_faults.py" in str(fault)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0].__name__)
