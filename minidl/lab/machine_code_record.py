@@ -21,8 +21,7 @@ Numbers = dict[str, Any]
 
 def toolkit() -> dict[str, str]:
     """Versions of what makes machine code and of what reads it."""
-    found = versions()
-    del found["python"]  # the same source gives the same code whichever runs the compiler, or nearly so
+    found = versions()  # Python's among them: Numba starts from its bytecode
     with contextlib.suppress(metadata.PackageNotFoundError):
         found["nvidia-cuda-nvdisasm"] = metadata.version("nvidia-cuda-nvdisasm")
     return found

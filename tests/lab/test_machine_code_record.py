@@ -108,4 +108,4 @@ def test_a_file_that_is_no_record(tmp_path, text) -> None:
 def test_the_toolkit(monkeypatch) -> None:
     monkeypatch.undo()
     assert "numba" in toolkit()
-    assert "python" not in toolkit()
+    assert "python" in toolkit()
