@@ -97,7 +97,8 @@ def versions() -> dict[str, str]:
             except metadata.PackageNotFoundError:
                 continue
         else:
-            found[name] = _library(name.removeprefix("nvidia-"))
+            if name in _TOOLKIT:
+                found[name] = _library(name.removeprefix("nvidia-"))
     return found
 
 

@@ -100,4 +100,12 @@ def test_versions_name_what_is_installed(monkeypatch) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(compiler.metadata, "version", only_cuda_12)
-    assert versions() == {"python": found["python"], "nvidia-nvjitlink": "12.9"}
+    monkeypatch.setattr(compiler, "_library", lambda name: f"the file of {name}")
+    expected = {"nvidia-nvvm": "the file of nvvm", "nvidia-nvjitlink": "12.9"}
+    assert versions() == {"python": found["python"], **expected}
+
+
+def test_a_library_that_no_package_installed_is_known_by_its_file() -> None:
+    file = compiler._library("nvvm")
+    assert file == "not found" or all(part.isdigit() for part in file.split()[-2:])  # its size and date
+    assert compiler._library("no-such-library") == "not found"
