@@ -25,9 +25,9 @@ RESULTS = ROOT / "docs" / "results" / "training.jsonl"
 EXPERIMENTS: dict[str, tuple[list[str], range]] = {
     "digits": ([], range(5)),
     "digits-cold": ([], range(1)),
-    "digits-no-bn": (["--no-bn"], range(5)),
+    "digits-no-bn": (["--norm", "none"], range(5)),
     "fashion-mnist-5": (["--data", "fashion-mnist", "--epochs", "5"], range(1)),
-    "fashion-mnist-5-no-bn": (["--data", "fashion-mnist", "--epochs", "5", "--no-bn"], range(1)),
+    "fashion-mnist-5-no-bn": (["--data", "fashion-mnist", "--epochs", "5", "--norm", "none"], range(1)),
     "fashion-mnist-15": (["--data", "fashion-mnist", "--epochs", "15"], range(1)),
 }
 

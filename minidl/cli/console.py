@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from minidl.cli import layout
 from minidl.training import Session
+from minidl.training.session import describe
 from minidl.training.trainer import Row
 
 COLUMNS = ("epoch", "train loss", "train acc", "test loss", "test acc", "images/s", "learning rate")
@@ -83,10 +84,9 @@ class ConsoleReporter:
             f"data: {dataset.name}, {len(dataset.train_images):,} training and {len(dataset.test_images):,} test images"
             f" of {'x'.join(map(str, dataset.image_shape))}"
         )
-        model = config.model if config.bn else f"{config.model} without batch normalization"
         epochs, steps = layout.count(session.config.epochs or 0, "epoch"), len(session.trainer.loader)
         self.line(
-            f"model: {model}, {session.parameters:,} parameters; "
+            f"model: {describe(config)}, {session.parameters:,} parameters; "
             f"{config.optimizer}, {config.schedule} schedule, {epochs} of {layout.count(steps, 'step')}"
         )
         self.line(f"run: {session.run.path}")

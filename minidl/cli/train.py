@@ -11,7 +11,8 @@ from click.core import ParameterSource
 
 from minidl.cli import layout, options
 from minidl.cli.console import ConsoleReporter
-from minidl.models import MODELS
+from minidl.models import NAMES as MODELS
+from minidl.models.norms import BATCH_KINDS, KINDS, parse
 from minidl.schedule import NAMES as SCHEDULES
 from minidl.training import Session, TrainConfig, begin, resume
 from minidl.training.config import OPTIMIZERS, load_config
@@ -34,6 +35,8 @@ def _switch(name: str, text: str) -> Callable[..., Any]:
 @_field("--data", str, "NAME|FILE.npz", "Data set; see `minidl data list`.", TrainConfig.data)
 @options.data_dir
 @_field("--model", str, "NAME", f"{', '.join(MODELS)}.", TrainConfig.model)
+@_field("--norm", str, "NAME", f"{', '.join(KINDS)}; ghost:N and group:N; -after for after ReLU.", TrainConfig.norm)
+@click.option("--zero-gamma", is_flag=True, default=None, help="Residual branches start with gamma = 0.")
 @_field("--epochs", int, "N", "Passes over the training images.")
 @_field("--batch-size", int, "N", "Images a step.")
 @_field("--lr", float, "RATE", "Largest learning rate.")
@@ -42,8 +45,8 @@ def _switch(name: str, text: str) -> Callable[..., Any]:
 @_field("--weight-decay", float, "D", "Of weights; biases and normalization have none.")
 @_field("--label-smoothing", float, "S", "Share of the target spread over all classes.", TrainConfig.label_smoothing)
 @_field("--schedule", str, "NAME", f"Of the learning rate: {', '.join(SCHEDULES)}.", TrainConfig.schedule)
-@_switch("bn", "With or without batch normalization.")
 @_switch("augment", "The data set's own shifts and flips of training images.")
+@_field("--crop-padding", int, "N", "Pixels that an image is padded by before a random crop of its size.")
 @options.device
 @options.threads
 @_field("--seed", int, "N", "The same seed gives the same bits.", TrainConfig.seed)
@@ -104,7 +107,7 @@ def _closing(session: Session, summary: dict[str, Any]) -> str:
     words = f"test accuracy {summary['test_accuracy']:.2%} after {done} in {summary['seconds']:.1f} s"
     if summary["best_epoch"] not in (None, epochs):
         words += f"; best {summary['best_test_accuracy']:.2%} (epoch {summary['best_epoch']})"
-    if summary["bn"] and steps < FEW_STEPS:
+    if parse(summary["norm"]).kind in BATCH_KINDS and steps < FEW_STEPS:
         seen = layout.count(steps, "batch", "batches")
         words += f"; running statistics have seen only {seen}, so test accuracy may lag"
     return words

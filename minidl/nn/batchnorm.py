@@ -6,7 +6,8 @@ variance the unbiased one; eps is inside the square root.
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -15,11 +16,18 @@ from minidl.nn.arguments import is_count, real_number, whole_number
 from minidl.nn.module import Module, Parameter
 
 
+class Part(NamedTuple):
+    """Images of a batch that are normalized together, and what by."""
+
+    images: slice
+    statistics: BatchStatistics
+
+
 class BatchNorm(Module):
     """What BatchNorm1d and BatchNorm2d share; they differ in the shapes they take.
 
-    In training each channel is normalized by the mean and variance of the batch; in evaluation by the running
-    estimates, or by the batch's where none are tracked. Backward follows whichever forward used.
+    In training each channel is normalized by the mean and variance of the batch; in evaluation, and where they are
+    frozen, by the running estimates, or by the batch's where none are tracked. Backward follows whichever forward used.
 
     Args:
         num_features: Channels.
@@ -28,6 +36,11 @@ class BatchNorm(Module):
         affine: Whether there are a scale `weight` (gamma) and an offset `bias` (beta) for each channel.
         track_running_stats: Whether running statistics are kept.
         device: Where it computes; the CPU unless given.
+
+    Attributes:
+        statistics_frozen: See `freeze_statistics`.
+        observer: While it is set, each forward pass normalizes by the batch, leaves the running statistics alone and
+            shows the observer the batch's parts and the rows of each (see `minidl.nn.statistics`).
     """
 
     forms: tuple[str, ...]  # the accepted shapes, in the notation of Module.accept
@@ -59,6 +72,8 @@ class BatchNorm(Module):
         self.running_mean: Array = None
         self.running_var: Array = None
         self.num_batches_tracked = 0
+        self.statistics_frozen = False
+        self.observer: Callable[[Sequence[Part], int], None] | None = None
         if track_running_stats:
             self.register_buffer("running_mean", self.backend.array(np.zeros(num_features)))
             self.register_buffer("running_var", self.backend.array(np.ones(num_features)))
@@ -73,48 +88,146 @@ class BatchNorm(Module):
         """
         return self.normalize(x, relu=False)
 
+    def freeze_statistics(self, frozen: bool = True) -> Self:
+        """In training too, normalize by the running estimates and leave them and num_batches_tracked as they are.
+
+        What evaluation does, but `train()` and `eval()` do not undo it. (In PyTorch `requires_grad = False` freezes no
+        statistics; there it takes `eval()` on the layer, again after each `train()` of the model. Keras' `trainable =
+        False` freezes both.) It is no part of `state_dict`: freeze again after making a model anew.
+
+        Raises:
+            ValueError: There are no running statistics.
+        """
+        if frozen and not self.track_running_stats:
+            raise ValueError(
+                f"{type(self).__name__}: there are no running statistics to freeze; make it with "
+                "track_running_stats=True"
+            )
+        self.statistics_frozen = bool(frozen)
+        return self
+
+    def freeze_affine(self, frozen: bool = True) -> Self:
+        """Leave gamma and beta, if there are any, as they are: see `Parameter.trainable`. The statistics go on."""
+        for parameter in (self.weight, self.bias):
+            if parameter is not None:
+                parameter.trainable = not frozen
+        return self
+
     def normalize(self, x: Array, relu: bool) -> Array:
         """Forward, with ReLU on the way out where `relu`; `backward` then goes back through both."""
         x = self.accept(x, *self.forms, c=self.num_features)
-        rows = x.size // self.num_features
+        parts, of_batch = self._measure(x)
         y = self.backend.empty(x.shape)
-        make = self.backend.empty if rows > 0 else self.backend.zeros  # of an empty batch there are none
-        statistics = BatchStatistics(*(make((self.num_features,)) for _ in range(4)))
-        of_batch = self.training or not self.track_running_stats
-        if of_batch and rows == 1:
-            when = "training" if self.training else "evaluation without running statistics"
-            raise ValueError(
-                f"{type(self).__name__}: {when} needs more than one value for each channel, got an input of shape "
-                f"{tuple(x.shape)}; use a larger batch, or eval() to normalize by running statistics"
-            )
-        if self.training and self.track_running_stats:
-            self.num_batches_tracked += 1
-        if of_batch and rows > 0:
-            self.backend.batchnorm_statistics(x, self.eps, statistics)
-            if self.training and self.track_running_stats:
-                factor = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-                self.backend.batchnorm_update_running(statistics, rows, factor, self.running_mean, self.running_var)
-        elif not of_batch:
-            self.backend.batchnorm_running_statistics(self.running_mean, self.running_var, self.eps, statistics)
-        if rows > 0:
-            self.backend.batchnorm_apply(x, statistics, *self._affine(), y, relu)
-        self.keep(x, statistics, of_batch, relu)
+        if x.size:
+            for images, statistics in parts:
+                self.backend.batchnorm_apply(x[images], statistics, *self._affine(), y[images], relu)
+        self.keep(x, parts, of_batch, relu)
         return y
 
     def backward(self, dy: Array) -> Array:
         """See `Module.backward`."""
-        x, statistics, of_batch, relu = self.kept()
+        x, parts, of_batch, relu = self.kept()
         dy = self.accept_gradient(dy, x.shape)
         dx = self.backend.empty(x.shape)
-        with contextlib.ExitStack() as gradients:
-            dgamma = dbeta = None
-            if self.weight is not None and self.bias is not None:
-                dgamma = gradients.enter_context(self.weight.gradient())
-                dbeta = gradients.enter_context(self.bias.gradient())
-            self.backend.batchnorm_backward(
-                x, dy, statistics, *self._affine(), dx, dgamma, dbeta, training=of_batch, relu=relu
-            )
+        for images, statistics in parts:
+            with self._affine_gradients() as gradients:
+                given = x[images], dy[images], statistics, *self._affine(), dx[images], *gradients
+                self.backend.batchnorm_backward(*given, training=of_batch, relu=relu)
         return dx
+
+    def normalize_add_relu(self, x: Array, residual: Array) -> Array:
+        """The end of a residual block, max(forward(x) + residual, 0); `residual` has the shape of x."""
+        x = self.accept(x, *self.forms, c=self.num_features)
+        parts, of_batch = self._measure(x)
+        y = self.backend.empty(x.shape)
+        if x.size:
+            for images, statistics in parts:
+                given = x[images], residual[images], statistics, *self._affine(), y[images]
+                self.backend.batchnorm_add_relu_apply(*given)
+        self.keep(x, parts, of_batch, y)
+        return y
+
+    def backward_add_relu(self, dy: Array) -> tuple[Array, Array]:
+        """Back through `normalize_add_relu`: the gradients of x and of the residual."""
+        x, parts, of_batch, y = self.kept()
+        dy = self.accept_gradient(dy, x.shape)
+        dx, dresidual = self.backend.empty(x.shape), self.backend.empty(x.shape)
+        gamma, _ = self._affine()
+        for images, statistics in parts:
+            with self._affine_gradients() as gradients:
+                given = x[images], y[images], dy[images], statistics, gamma, dx[images], dresidual[images], *gradients
+                self.backend.batchnorm_add_relu_backward(*given, training=of_batch)
+        return dx, dresidual
+
+    @property
+    def uses_batch_statistics(self) -> bool:
+        """Whether a forward pass normalizes by the statistics of its batch, not by the running ones."""
+        if not self.track_running_stats or self.observer is not None:
+            return True
+        return self.training and not self.statistics_frozen
+
+    def _split(self, x: Array) -> list[slice]:
+        """The images of a batch that are normalized together: here, all."""
+        del x
+        return [slice(None)]
+
+    def _measure(self, x: Array) -> tuple[list[Part], bool]:
+        """What x is normalized by, and whether that is the batch's own; the running statistics are updated."""
+        of_batch = self.uses_batch_statistics
+        split = self._split(x) if of_batch and self.observer is None else [slice(None)]
+        rows = x.size // self.num_features // len(split)
+        if of_batch and rows == 1:
+            raise ValueError(self._too_few(x))
+        make = self.backend.empty if rows > 0 else self.backend.zeros  # of an empty batch there are none
+        shape = (self.num_features,)
+        parts = [Part(images, BatchStatistics(*(make(shape) for _ in range(4)))) for images in split]
+        tracks = of_batch and self.training and self.track_running_stats and self.observer is None
+        self.num_batches_tracked += tracks
+        if not of_batch:
+            self.backend.batchnorm_running_statistics(
+                self.running_mean, self.running_var, self.eps, parts[0].statistics
+            )
+        elif rows > 0:
+            for images, statistics in parts:
+                self.backend.batchnorm_statistics(x[images], self.eps, statistics)
+            if self.observer is not None:
+                self.observer(parts, rows)
+            elif tracks:
+                self._update_running(parts, rows)
+        return parts, of_batch
+
+    def _update_running(self, parts: Sequence[Part], rows: int) -> None:
+        """Move the running estimates by one factor towards the mean of the parts' means and unbiased variances.
+
+        One part at a time: with n of them and the factor f, part i by f / (n - (n - i) f), so that each ends up with
+        the weight f / n and what was there before with 1 - f.
+        """
+        n, factor = len(parts), 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        for i, (_, statistics) in enumerate(parts, start=1):
+            weight = factor / (n - (n - i) * factor)
+            self.backend.batchnorm_update_running(statistics, rows, weight, self.running_mean, self.running_var)
+
+    def _too_few(self, x: Array) -> str:
+        """What is said of a batch with one value for each channel."""
+        when, remedy = "training", "use a larger batch, or eval() to normalize by running statistics"
+        if self.observer is not None:
+            when, remedy = "re-estimating statistics", "use larger batches"
+        elif not self.training:
+            when = "evaluation without running statistics"
+        return (
+            f"{type(self).__name__}: {when} needs more than one value for each channel, got an input of shape "
+            f"{tuple(x.shape)}; {remedy}"
+        )
+
+    @contextlib.contextmanager
+    def _affine_gradients(self) -> Iterator[tuple[Array | None, Array | None]]:
+        """Where backward writes dgamma and dbeta; None for what does not exist or is frozen."""
+        with contextlib.ExitStack() as stack:
+            dgamma, dbeta = (
+                stack.enter_context(parameter.gradient()) if parameter is not None and parameter.trainable else None
+                for parameter in (self.weight, self.bias)
+            )
+            yield dgamma, dbeta
 
     def _affine(self) -> tuple[Array | None, Array | None]:
         if self.weight is None or self.bias is None:

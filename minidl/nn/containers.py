@@ -1,13 +1,31 @@
 """Layers made of layers: one after another, side by side, around."""
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import overload
+from collections.abc import Iterator, Mapping
+from typing import Protocol, overload
 
 from kernels.errors import ShapeError
 from minidl.backends import Array
 from minidl.nn.module import Module
 
-Rewrite = Callable[[list[Module]], list[Module]]
+
+class Joint(Protocol):
+    """One step for the end of a residual block: last layer, sum and activation."""
+
+    def forward(self, x: Array, residual: Array) -> Array:
+        """`residual` is what came around the layers."""
+
+    def backward(self, dy: Array) -> tuple[Array, Array]:
+        """The gradients of x and of residual."""
+
+
+class Rewrite(Protocol):
+    """How `fuse` puts steps of its own in the place of several layers."""
+
+    def chain(self, layers: list[Module]) -> list[Module]:
+        """Steps that do what `layers` do one after another."""
+
+    def joint(self, last: Module, activation: Module | None) -> Joint | None:
+        """For a residual block whose last layer and activation these are; None where they stay apart."""
 
 
 class Sequential(Module):
@@ -26,19 +44,24 @@ class Sequential(Module):
         self.take_childrens_device()
 
     def __setattr__(self, name: str, value: object) -> None:
+        is_layer = isinstance(value, Module) or name in vars(self).get("_modules", ())
         super().__setattr__(name, value)
-        if isinstance(value, Module):
+        if is_layer:
             self._steps = None
 
     @property
     def steps(self) -> list[Module]:
         """What runs, in order: the children, or what `rewrite` makes of them."""
         if self._steps is None:
-            children = list(self)
-            self._steps = children if self.rewritten_by is None else self.rewritten_by(children)
+            children = [child for _, child in self.chain()]
+            self._steps = children if self.rewritten_by is None else self.rewritten_by.chain(children)
         return self._steps
 
-    def rewrite(self, rule: "Rewrite | None") -> None:
+    def chain(self) -> Iterator[tuple[str, Module]]:
+        """The children that run one after another, with their names."""
+        yield from self.children()
+
+    def rewrite(self, rule: Rewrite | None) -> None:
         """Let `rule` put steps of its own in the place of several children; names and states stay the children's."""
         self.rewritten_by = rule
         self._steps = None
@@ -56,52 +79,89 @@ class Sequential(Module):
         return dy
 
     def __len__(self) -> int:
-        return len(self._modules)
+        return len(list(self.chain()))
 
     def __iter__(self) -> Iterator[Module]:
-        return iter(self._modules.values())
+        return (layer for _, layer in self.chain())
 
     @overload
     def __getitem__(self, index: int) -> Module: ...
     @overload
     def __getitem__(self, index: slice) -> "Sequential": ...
     def __getitem__(self, index: int | slice) -> Module:
-        """A child, or for a slice a Sequential of the same children."""
-        if isinstance(index, slice):
-            return Sequential(dict(list(self._modules.items())[index]))
-        return list(self._modules.values())[index]
+        """A layer, or for a slice a Sequential of the same layers."""
+        layers = list(self.chain())
+        return Sequential(dict(layers[index])) if isinstance(index, slice) else layers[index][1]
 
     def __delattr__(self, name: str) -> None:
         super().__delattr__(name)
         self._steps = None
 
 
-class Residual(Module):
-    """y = branch(x) + shortcut(x); without a shortcut, branch(x) + x (He et al. 2016, arXiv:1512.03385)."""
+class Residual(Sequential):
+    """Layers one after another with a way around them: y = activation(layers(x) + downsample(x)).
 
-    def __init__(self, branch: Module, shortcut: Module | None = None) -> None:
-        super().__init__()
-        self.branch = branch
-        self.shortcut = shortcut
-        self.take_childrens_device()
+    He et al. 2016, arXiv:1512.03385. Names are torchvision's: the layers keep their own, beside `downsample` and
+    `activation`.
+
+    Args:
+        layers: As in Sequential.
+        downsample: Makes x fit what the layers give; None where they keep its shape.
+        activation: After the sum; None for none, as in a preactivation network.
+    """
+
+    def __init__(
+        self,
+        *layers: Module | Mapping[str, Module],
+        downsample: Module | None = None,
+        activation: Module | None = None,
+    ) -> None:
+        super().__init__(*layers)
+        self.downsample, self.activation = downsample, activation
+        self._joint: Joint | None = None
+
+    def chain(self) -> Iterator[tuple[str, Module]]:
+        """See `Sequential.chain`."""
+        yield from ((name, child) for name, child in self.children() if name not in ("downsample", "activation"))
+
+    @property
+    def steps(self) -> list[Module]:
+        """See `Sequential.steps`; without the last one where a joint does its work."""
+        if self._steps is None:
+            self._joint = None
+            layers = [child for _, child in self.chain()]
+            if self.rewritten_by is not None:
+                if layers:
+                    self._joint = self.rewritten_by.joint(layers[-1], self.activation)
+                layers = self.rewritten_by.chain(layers[:-1] if self._joint is not None else layers)
+            self._steps = layers
+        return self._steps
 
     def forward(self, x: Array) -> Array:
-        """Branch and shortcut must give equal shapes; raises ShapeError if they do not."""
-        main = self.branch.forward(x)
-        side = x if self.shortcut is None else self.shortcut.forward(x)
+        """The layers and the way around must give equal shapes; raises ShapeError if they do not."""
+        main = super().forward(x)
+        side = x if self.downsample is None else self.downsample.forward(x)
         if main.shape != side.shape:
             raise ShapeError(
-                f"Residual: the branch gives {tuple(main.shape)}, the shortcut {tuple(side.shape)}; they are added, so "
-                "the shortcut must change the shape as the branch does"
+                f"Residual: the layers give {tuple(main.shape)}, the way around {tuple(side.shape)}; they are added, "
+                "so downsample must change the shape as the layers do"
             )
+        if self._joint is not None:
+            return self._joint.forward(main, side)
         y = self.backend.empty(main.shape)
         self.backend.add(main, side, y)
-        return y
+        return y if self.activation is None else self.activation.forward(y)
 
     def backward(self, dy: Array) -> Array:
         """See `Module.backward`."""
-        main = self.branch.backward(dy)
-        side = dy if self.shortcut is None else self.shortcut.backward(dy)
+        if self._joint is not None:
+            dy, around = self._joint.backward(dy)
+        elif self.activation is not None:
+            dy = around = self.activation.backward(dy)
+        else:
+            around = dy
+        main = super().backward(dy)
+        side = around if self.downsample is None else self.downsample.backward(around)
         if main is None or side is None:
             return None  # nobody needs it; see Conv2d.input_gradient
         dx = self.backend.empty(main.shape)

@@ -1,8 +1,12 @@
 """Random initial values, drawn on the host so that a seed means the same weights on every device."""
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from minidl.nn.module import Parameter
 
 _generator = np.random.default_rng()
 
@@ -24,6 +28,19 @@ def uniform_by_fan_in(shape: tuple[int, ...], fan_in: int) -> np.ndarray:
     That is He et al. 2015 (arXiv:1502.01852) "Kaiming uniform" with the leaky slope a = sqrt(5).
     """
     return uniform(shape, 1 / math.sqrt(max(1, fan_in)))
+
+
+def normal(shape: tuple[int, ...], std: float) -> np.ndarray:
+    """Float32 values, normal with mean 0 and deviation `std`."""
+    return (std * _generator.standard_normal(shape)).astype(np.float32)
+
+
+def kaiming_normal(parameter: "Parameter", fan: int) -> None:
+    """Draw a parameter's value anew, in PyTorch's layout: normal with deviation sqrt(2 / fan).
+
+    He et al. 2015 (arXiv:1502.01852), for layers that ReLU follows.
+    """
+    parameter.load(normal(parameter.state_shape(), math.sqrt(2 / max(1, fan))))
 
 
 def seed_for_layer() -> int:

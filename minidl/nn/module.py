@@ -25,10 +25,14 @@ class Parameter:
         value: The array on the device, in the layout the operations want. One of this device, of the same shape and
             dtype, may be assigned; it is copied where it is not C-contiguous and writable.
         grad: Like value. None until a backward pass has written it; further passes add to it until `zero_grad`.
+        trainable: Whether backward passes give it a gradient. A frozen one has none, and so everything that goes by
+            gradients leaves it alone: optimizers (weight decay included) and gradient clipping. Setting it to False
+            forgets the gradient. Like PyTorch's `requires_grad` it is no part of the state.
 
     Raises:
         ShapeError: On assigning a value or a gradient of another shape.
         TypeError: On assigning one of another dtype, or from another device.
+        ValueError: On assigning a gradient to one that is not trainable.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class Parameter:
         self.name: str | None = None
         self._value: Array = backend.array(value)
         self._grad: Array | None = None
+        self._trainable = True
         self.decay = decay
         self.axes = axes
 
@@ -61,7 +66,20 @@ class Parameter:
     def grad(self, array: Array | None) -> None:
         if array is not None:
             array = _like(self._value, array, self.backend, f"{self.name or 'a parameter'}: grad")
+            if not self._trainable:
+                raise ValueError(f"{self.name or 'a parameter'}: grad is given to what is frozen; set trainable first")
         self._grad = array
+
+    @property
+    def trainable(self) -> bool:
+        """See the class."""
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, trainable: bool) -> None:
+        self._trainable = bool(trainable)
+        if not trainable:
+            self._grad = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,9 +92,14 @@ class Parameter:
 
     @contextlib.contextmanager
     def gradient(self) -> Iterator[Array]:
-        """Where a backward pass writes its gradient; a second pass before `zero_grad` is added to the first."""
+        """Where a backward pass writes its gradient; a second pass before `zero_grad` is added to the first.
+
+        What is written for a parameter that is not trainable is thrown away.
+        """
         fresh = self.backend.empty(self.shape)
         yield fresh
+        if not self._trainable:
+            return
         if self._grad is None:
             self._grad = fresh
         else:

@@ -30,7 +30,8 @@ class TrainConfig:
     data: str = "digits"
     data_dir: str | None = None
     model: str = "small-cnn"
-    bn: bool = True
+    norm: str = "batch"
+    zero_gamma: bool = False
     epochs: int | None = None
     batch_size: int | None = None
     lr: float | None = None  # the largest of the schedule
@@ -40,6 +41,7 @@ class TrainConfig:
     label_smoothing: float = 0.0
     schedule: str = "cosine"
     augment: bool = True
+    crop_padding: int | None = None
     device: str = "auto"
     seed: int = 0
     threads: int | None = None
@@ -102,8 +104,8 @@ def validate_option(name: str, value: Any) -> None:
 
 
 def flag(name: str) -> str:
-    """The option of the command line that sets a field; of a switch, the form that turns it off."""
-    return "--" + ("no-" if _KINDS[name] is bool else "") + name.replace("_", "-")
+    """The option of the command line that sets a field; of a switch, the form that changes its default."""
+    return "--" + ("no-" if getattr(TrainConfig, name) is True else "") + name.replace("_", "-")
 
 
 # What each field may be: its type from the annotation, and a range or a list of names.
@@ -119,6 +121,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "batch_size": _COUNT,
     "threads": _COUNT,
     "max_steps": _COUNT,
+    "crop_padding": (lambda v: v >= 0, "a whole number of at least 0"),
     "lr": (lambda v: 0 < v <= _MAX_FLOAT, "a finite number above 0"),
     "momentum": (lambda v: 0 <= v < 1, "at least 0 and less than 1"),
     "weight_decay": (lambda v: 0 <= v <= _MAX_FLOAT, "a finite number of at least 0"),
@@ -126,7 +129,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda v: 0 <= v < 2**64, "a whole number from 0 to 2**64 - 1"),
 }
 # Beyond these a number is a slip, and would end in an overflow or in as many threads.
-_MOST = {"epochs": 10**9, "batch_size": 10**9, "max_steps": 10**15, "threads": 4096}
+_MOST = {"epochs": 10**9, "batch_size": 10**9, "max_steps": 10**15, "threads": 4096, "crop_padding": 4096}
 _CHOICES = {"optimizer": OPTIMIZERS, "schedule": schedule.NAMES}
 
 

@@ -29,8 +29,8 @@ OTHER = Recipe(epochs=20, batch_size=64, sgd=(0.05, 5e-4), adam=(1e-3, 1e-2))
 def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     """`config` with every choice made.
 
-    The learning rate is the same with and without batch normalization, so that --no-bn changes one thing only. Adam's
-    decay is 0, as it is added to a gradient that is then rescaled; AdamW's is the recipe's.
+    The learning rate is the same with and without batch normalization, so that --norm none changes one thing only.
+    Adam's decay is 0, as it is added to a gradient that is then rescaled; AdamW's is the recipe's.
 
     Raises:
         ConfigError: The batch size is larger than the data set.
@@ -52,4 +52,5 @@ def resolve(config: TrainConfig, dataset: Dataset) -> TrainConfig:
         batch_size=batch_size,
         lr=config.lr or lr,
         weight_decay=decay if config.weight_decay is None else config.weight_decay,
+        crop_padding=dataset.augmentation.shift if config.crop_padding is None else config.crop_padding,
     )

@@ -39,8 +39,8 @@ def load_model(path: str | Path, backend: Backend, which: str = "best") -> Saved
     saved = checkpoint.load(file)
     try:
         spec, _, _ = (saved.metadata[part] for part in ("model", "data", "config"))
-        height, width, channels = spec["image_shape"]
-        model = models.build(spec["name"], (height, width, channels), spec["classes"], bn=spec["bn"])
+        height, width, channels = spec.pop("image_shape")
+        model = models.build(image_shape=(height, width, channels), **spec)
         weights = {k.removeprefix("model."): v for k, v in saved.tensors.items() if k.startswith("model.")}
         model.load_state_dict(weights)
     except (KeyError, TypeError, ValueError) as error:

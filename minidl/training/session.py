@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from minidl import models, optim, schedule
 from minidl.backends import Backend, choose
-from minidl.data import Dataset, Loader, load
+from minidl.data import Augmentation, Dataset, Loader, load
 from minidl.data.files import expanded
 from minidl.data.registry import is_npz
 from minidl.errors import CheckpointError, ConfigError, NonFiniteError
@@ -115,8 +115,7 @@ class Session:
         self.run.write_summary(summary)
         rows = self.run.read_metrics()
         if rows:
-            bn = "" if self.config.bn else " without batch normalization"
-            title = f"{self.dataset.name}, {self.config.model}{bn}, seed {self.config.seed}"
+            title = f"{self.dataset.name}, {describe(self.config)}, seed {self.config.seed}"
             draw_curves(rows, self.run.curves, title)
         return summary
 
@@ -134,7 +133,7 @@ class Session:
             "device": trainer.backend.name,
             "data": self.dataset.name,
             "model": self.config.model,
-            "bn": self.config.bn,
+            "norm": self.config.norm,
             "epochs": progress.epoch,
             "steps": progress.step,
             "seed": self.config.seed,
@@ -187,12 +186,7 @@ class Session:
             "minidl": __version__,
             "config": asdict(self.config),
             "counters": self.trainer.counters(),
-            "model": {
-                "name": self.config.model,
-                "image_shape": list(dataset.image_shape),
-                "classes": dataset.classes,
-                "bn": self.config.bn,
-            },
+            "model": _spec(self.config, dataset)._asdict(),
             "data": {
                 "name": dataset.name,
                 "fingerprint": dataset.fingerprint,
@@ -218,7 +212,7 @@ def begin(config: TrainConfig, out: str | Path, reporter: Reporter) -> Session:
     backend = _device(config, reporter)
     dataset = load(config.data, config.data_dir)
     config = resolve(_with_absolute_paths(config), dataset)
-    models.build(config.model, dataset.image_shape, dataset.classes, bn=config.bn)  # refused before a folder is made
+    models.build(*_spec(config, dataset))  # refused before a folder is made
     run = RunFolder.create(out, f"{_file_name(dataset.name)}-{config.model}")
     with contextlib.ExitStack() as undo:
         undo.callback(shutil.rmtree, run.path, ignore_errors=True)
@@ -349,9 +343,23 @@ def _device(config: TrainConfig, reporter: Reporter) -> Backend:
     return choice.backend
 
 
+def _spec(config: TrainConfig, dataset: Dataset) -> models.Spec:
+    return models.Spec(config.model, dataset.image_shape, dataset.classes, config.norm, config.zero_gamma)
+
+
+def describe(config: TrainConfig) -> str:
+    """Model and normalization in a few words."""
+    words = {"batch": "", "none": " without batch normalization"}
+    return config.model + words.get(config.norm, f", norm {config.norm}")
+
+
+def _augmentation(config: TrainConfig, dataset: Dataset) -> Augmentation:
+    return replace(dataset.augmentation, shift=_known(config.crop_padding))
+
+
 def _trainer(config: TrainConfig, dataset: Dataset, backend: Backend) -> Trainer:
     manual_seed(config.seed)
-    model = models.build(config.model, dataset.image_shape, dataset.classes, bn=config.bn).to(backend)
+    model = models.build(*_spec(config, dataset)).to(backend)
     fuse(model)
     if isinstance(model[0], Conv2d | Linear):
         model[0].input_gradient = False  # nobody learns from the images' gradient
@@ -371,7 +379,7 @@ def _trainer(config: TrainConfig, dataset: Dataset, backend: Backend) -> Trainer
         schedule.by_name(config.schedule, lr, steps),
         batch_size=batch_size,
         seed=config.seed,
-        augmentation=dataset.augmentation if config.augment else None,
+        augmentation=_augmentation(config, dataset) if config.augment else None,
         label_smoothing=config.label_smoothing,
     )
 

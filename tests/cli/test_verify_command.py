@@ -33,7 +33,7 @@ def test_a_kernel_that_breaks_a_rule_ends_in_a_line_wherever_it_runs(minidl, mon
     monkeypatch.setattr(activation, "relu_forward", out_of_bounds)
     monkeypatch.setattr(nn, "fuse", lambda model: [])
     trained = minidl(
-        "train", "--device", "emulator", "--no-bn", "--max-steps", 1, "--batch-size", 16, "--out", tmp_path
+        "train", "--device", "emulator", "--norm", "none", "--max-steps", 1, "--batch-size", 16, "--out", tmp_path
     )
     assert trained.exit_code == 1
     assert "Error: the emulator stopped a kernel: relu_forward_scalar, line 42" in trained.stderr

@@ -58,24 +58,31 @@ def test_sequential_with_names_inside_a_sequential(backend, integers, oracle, pa
     hold_to_torch(with_integers(model), twin, oracle, passes, integers(5, 3), integers(5, 2))
 
 
-@pytest.mark.parametrize("shortcut", [False, True])
-def test_residual_adds_branch_and_shortcut(backend, integers, oracle, passes, shortcut: bool) -> None:
+@pytest.mark.parametrize("activation", [False, True])
+@pytest.mark.parametrize("downsample", [False, True])
+def test_residual_adds_what_went_through_and_around(
+    backend, integers, oracle, passes, downsample: bool, activation: bool
+) -> None:
     layers = oracle.torch.nn
 
     class Residual(layers.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.branch = layers.Sequential(layers.Conv2d(2, 2, 3, padding=1), layers.ReLU(), layers.Conv2d(2, 2, 1))
-            self.shortcut = layers.Conv2d(2, 2, 1, bias=False) if shortcut else None
+            self.conv1, self.conv2 = layers.Conv2d(2, 2, 3, padding=1), layers.Conv2d(2, 2, 1)
+            self.downsample = layers.Conv2d(2, 2, 1, bias=False) if downsample else None
 
         def forward(self, x: Any) -> Any:
-            return self.branch(x) + (x if self.shortcut is None else self.shortcut(x))
+            y = self.conv2(self.conv1(x).relu()) + (x if self.downsample is None else self.downsample(x))
+            return y.relu() if activation else y
 
     model = nn.Residual(
-        nn.Sequential(
-            nn.Conv2d(2, 2, 3, padding=1, device=backend), nn.ReLU(device=backend), nn.Conv2d(2, 2, 1, device=backend)
-        ),
-        nn.Conv2d(2, 2, 1, bias=False, device=backend) if shortcut else None,
+        {
+            "conv1": nn.Conv2d(2, 2, 3, padding=1, device=backend),
+            "relu": nn.ReLU(device=backend),
+            "conv2": nn.Conv2d(2, 2, 1, device=backend),
+        },
+        downsample=nn.Conv2d(2, 2, 1, bias=False, device=backend) if downsample else None,
+        activation=nn.ReLU(device=backend) if activation else None,
     )
     hold_to_torch(with_integers(model), Residual(), oracle, passes, integers(2, 4, 5, 2), integers(2, 4, 5, 2))
 
@@ -113,7 +120,7 @@ def test_containers_in_containers(backend, integers, oracle, passes) -> None:
 def test_shapes_that_do_not_meet_are_refused(backend) -> None:
     x = np.zeros((1, 4, 4, 2), backend.dtype)
     conv = nn.Conv2d(2, 3, 3, device=backend)
-    with pytest.raises(ShapeError, match=r"the branch gives \(1, 2, 2, 3\), the shortcut \(1, 4, 4, 2\).*the shortcut"):
+    with pytest.raises(ShapeError, match=r"the layers give \(1, 2, 2, 3\), the way around \(1, 4, 4, 2\).*downsample"):
         nn.Residual(conv).forward(x)
     with pytest.raises(ShapeError, match=r"Concat: the branches give \(1, 2, 2, 3\), \(1, 4, 4, 2\); they must agree"):
         nn.Concat(conv, nn.ReLU(device=backend)).forward(x)

@@ -11,7 +11,7 @@ from minidl.nn.init import manual_seed
 
 
 def network(device: Any) -> nn.Sequential:
-    """Four places where BatchNorm meets ReLU, two of them nested, and three near misses."""
+    """Six places where BatchNorm meets ReLU, two of them nested and two behind a sum, and three near misses."""
     manual_seed(2)
     return nn.Sequential(
         {
@@ -19,13 +19,17 @@ def network(device: Any) -> nn.Sequential:
             "bn1": nn.BatchNorm2d(4, device=device),
             "relu1": nn.ReLU(device=device),
             "block": nn.Residual(
-                nn.Sequential(
-                    nn.Conv2d(4, 4, 1, device=device),
-                    nn.BatchNorm2d(4, affine=False, device=device),
-                    nn.ReLU(device=device),
-                    nn.BatchNorm2d(4, device=device),  # ReLU follows outside
-                ),
+                nn.Conv2d(4, 4, 1, device=device),
+                nn.BatchNorm2d(4, affine=False, device=device),
+                nn.ReLU(device=device),
+                nn.BatchNorm2d(4, device=device),  # ReLU follows outside
             ),
+            "end": nn.Residual(
+                {"conv": nn.Conv2d(4, 4, 3, padding=1, device=device), "bn": nn.BatchNorm2d(4, device=device)},
+                downsample=nn.Sequential(nn.Conv2d(4, 4, 1, device=device), nn.BatchNorm2d(4, device=device)),
+                activation=nn.ReLU(device=device),
+            ),
+            "plain": nn.Residual(nn.BatchNorm2d(4, affine=False, device=device), activation=nn.ReLU(device=device)),
             "relu2": nn.ReLU(device=device),
             "paths": nn.Concat(
                 nn.Sequential(nn.BatchNorm2d(4, track_running_stats=False, device=device), nn.ReLU(device=device)),
@@ -41,13 +45,16 @@ def network(device: Any) -> nn.Sequential:
     )
 
 
-FUSED = {"bn1 + relu1", "block.branch.1 + block.branch.2", "paths.0.0 + paths.0.1", "bn2 + relu3"}
+FUSED = {
+    *("bn1 + relu1", "block.1 + block.2", "paths.0.0 + paths.0.1", "bn2 + relu3"),
+    *("end.bn + sum + end.activation", "plain.0 + sum + plain.activation"),
+}
 
 
 def test_it_says_what_is_fused_however_often_it_is_asked(cpu) -> None:
     model = network(cpu)
     fused = nn.fuse(model)
-    assert len(fused) == 4
+    assert len(fused) == len(FUSED)
     assert set(fused) == FUSED
     assert nn.fuse(model) == fused
     assert nn.fuse(nn.ReLU()) == []

@@ -32,11 +32,12 @@ def plain() -> nn.Module:
 def residual() -> nn.Module:
     """A basic block of ResNet with a projection, then one without."""
     down = nn.Residual(
-        nn.Sequential(*conv_bn(2, 4, stride=2, bias=False), nn.ReLU(**D), *conv_bn(4, 4, bias=False)),
-        nn.Sequential(nn.Conv2d(2, 4, 1, stride=2, bias=False, **D), nn.BatchNorm2d(4, **D)),
+        *(*conv_bn(2, 4, stride=2, bias=False), nn.ReLU(**D), *conv_bn(4, 4, bias=False)),
+        downsample=nn.Sequential(nn.Conv2d(2, 4, 1, stride=2, bias=False, **D), nn.BatchNorm2d(4, **D)),
+        activation=nn.ReLU(**D),
     )
-    same = nn.Residual(nn.Sequential(*conv_bn(4, 4), nn.ReLU(**D), nn.AvgPool2d(3, 1, 1, **D)))
-    return nn.Sequential(down, nn.ReLU(**D), same, nn.GlobalAvgPool2d(**D), nn.Linear(4, 3, **D))
+    same = nn.Residual(*conv_bn(4, 4), nn.ReLU(**D), nn.AvgPool2d(3, 1, 1, **D))
+    return nn.Sequential(down, same, nn.GlobalAvgPool2d(**D), nn.Linear(4, 3, **D))
 
 
 def inception() -> nn.Module:

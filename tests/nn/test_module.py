@@ -16,7 +16,7 @@ def network(device: Any) -> nn.Sequential:
         {
             "conv": nn.Conv2d(2, 3, 3, padding=1, device=device),
             "bn": nn.BatchNorm2d(3, device=device),
-            "block": nn.Residual(nn.Sequential(nn.Conv2d(3, 3, 1, device=device), nn.ReLU(device=device))),
+            "block": nn.Residual(nn.Conv2d(3, 3, 1, device=device), nn.ReLU(device=device)),
             "drop": nn.Dropout(0.5, device=device),
             "flatten": nn.Flatten(device=device),
             "fc": nn.Linear(48, 4, device=device),

@@ -14,7 +14,7 @@ def network(device: Any = "cpu", classes: int = 4) -> nn.Sequential:
             "conv1": nn.Conv2d(2, 3, (3, 2), device=device),
             "bn1": nn.BatchNorm2d(3, device=device),
             "relu1": nn.ReLU(device=device),
-            "block": nn.Residual(nn.Sequential(nn.Conv2d(3, 3, 1, bias=False, device=device))),
+            "block": nn.Residual(nn.Conv2d(3, 3, 1, bias=False, device=device)),
             "flatten": nn.Flatten(device=device),
             "bn2": nn.BatchNorm1d(24, affine=False, device=device),
             "fc": nn.Linear(24, classes, device=device),
@@ -27,7 +27,7 @@ def twin(torch):
     class Residual(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.branch = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1, bias=False))
+            self.add_module("0", torch.nn.Conv2d(3, 3, 1, bias=False))
 
     model = torch.nn.Sequential()
     model.add_module("conv1", torch.nn.Conv2d(2, 3, (3, 2)))

@@ -87,7 +87,7 @@ def test_the_default_file_is_what_one_would_write_by_hand(tmp_path: Path) -> Non
 
 def test_a_missing_key_keeps_its_default(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, "")) == {}
-    assert load_config(write(tmp_path, "seed = 3\nbn = false  # off\n")) == {"seed": 3, "bn": False}
+    assert load_config(write(tmp_path, "seed = 3\naugment = false  # off\n")) == {"seed": 3, "augment": False}
 
 
 def test_a_whole_number_is_a_number(tmp_path: Path) -> None:
@@ -191,13 +191,15 @@ BAD: dict[str, list[Any]] = {
     "max_steps": [0, -1],
     "seed": [-1, 2**64, 1.5, None],
     "data": [None, 3],
-    "bn": [1, None, "yes"],
+    "norm": [1, None, False],
+    "zero_gamma": [1, None, "yes"],
+    "crop_padding": [-1, 1.5, 5000, "2"],
 }
 
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
 def test_a_bad_value_is_named_as_on_the_command_line(name: str, value: Any) -> None:
-    flag = {"bn": "--no-bn"}.get(name, "--" + name.replace("_", "-"))
+    flag = {"augment": "--no-augment"}.get(name, "--" + name.replace("_", "-"))
     with pytest.raises(ConfigError) as error:
         validate(TrainConfig(**{name: value}))
     message = str(error.value)

@@ -84,11 +84,11 @@ def test_with_batch_normalization_after_it_too(x) -> None:
 
 def test_layers_inside_layers_are_named_by_their_path(x) -> None:
     nn.manual_seed(0)
-    block = nn.Residual(nn.Sequential({"conv": nn.Conv2d(2, 2, 3, padding=1, bias=False)}))
+    block = nn.Residual({"conv": nn.Conv2d(2, 2, 3, padding=1, bias=False)})
     model = nn.Sequential({"stem": nn.Conv2d(1, 2, 3, padding=1), "block": block, "last": nn.ReLU()})
     model.stem.weight.value[...] = 1.0
-    block.branch.conv.weight.value[...] = HUGE
-    assert first_nonfinite(model, x * np.float32(1e10)) == "the output of block.branch.conv (Conv2d)"
+    block.conv.weight.value[...] = HUGE
+    assert first_nonfinite(model, x * np.float32(1e10)) == "the output of block.conv (Conv2d)"
 
 
 def test_a_sum_that_overflows_is_the_residual_blocks(x) -> None:

@@ -25,9 +25,9 @@ def test_every_known_data_set_has_a_recipe() -> None:
 
 @pytest.mark.parametrize("name", [*RECIPES, "of my own"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("bn", [True, False])
-def test_every_choice_is_made_and_is_a_valid_one(name, optimizer, bn) -> None:
-    config = TrainConfig(data=name, optimizer=optimizer, bn=bn)
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_every_choice_is_made_and_is_a_valid_one(name, optimizer, norm) -> None:
+    config = TrainConfig(data=name, optimizer=optimizer, norm=norm)
     resolved = resolve(config, dataset(name))
     validate(resolved)
     open_choices = {field.name for field in fields(config) if getattr(resolved, field.name) is None}
@@ -57,15 +57,15 @@ def test_optimizers_have_rates_and_decay_of_their_own() -> None:
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_without_batch_normalization_all_else_stays(optimizer) -> None:
-    with_bn, without = (resolve(TrainConfig(optimizer=optimizer, bn=bn), dataset("digits")) for bn in (True, False))
-    assert without == replace(with_bn, bn=False)
+    with_bn, without = (resolve(TrainConfig(optimizer=optimizer, norm=n), dataset("digits")) for n in ("batch", "none"))
+    assert without == replace(with_bn, norm="none")
 
 
-@pytest.mark.parametrize("bn", [True, False])
+@pytest.mark.parametrize("norm", ["batch", "none"])
 @pytest.mark.parametrize("schedule", NAMES)
-def test_what_was_asked_for_stays(bn, schedule) -> None:
+def test_what_was_asked_for_stays(norm, schedule) -> None:
     config = TrainConfig(
-        bn=bn,
+        norm=norm,
         epochs=3,
         batch_size=7,
         lr=0.123,

@@ -108,7 +108,7 @@ def test_stopped_and_resumed_equals_never_stopped(train, optimizer, step) -> Non
     assert everything(run) == everything(whole)
 
 
-@pytest.mark.parametrize("options", [{"momentum": 0.0}, {"bn": False}, {"schedule": "step", "label_smoothing": 0.1}])
+@pytest.mark.parametrize("options", [{"momentum": 0.0}, {"norm": "none"}, {"schedule": "step", "label_smoothing": 0.1}])
 def test_so_with_other_options(train, options) -> None:
     whole = train(**options)
     assert everything(go_on(train(max_steps=9, **options))) == everything(whole)
@@ -235,7 +235,7 @@ def test_data_that_moved_are_found_by_data_dir(train, tmp_path) -> None:
         ({"seed": 1}, "--seed is 0 in {run} and cannot become 1 there"),
         ({"optimizer": "adam"}, "--optimizer is sgd in {run} and cannot become adam there"),
         ({"batch_size": 8}, "--batch-size is 16 in {run} and cannot become 8 there"),
-        ({"bn": False}, "in {run} and cannot become"),
+        ({"norm": "none"}, "in {run} and cannot become"),
         ({"data": "digits"}, "in {run} and cannot become digits there"),
         ({"epochs": 0}, "--epochs must be a whole number of at least 1, not 0"),
         ({"threads": 0}, "--threads must be a whole number of at least 1, not 0"),
@@ -284,7 +284,7 @@ def test_data_that_changed_are_refused(train, tmp_path, write_stripes) -> None:
     )
 
 
-@pytest.mark.parametrize("other", [{"bn": False}, {"optimizer": "adam"}, {"seed": 5}])
+@pytest.mark.parametrize("other", [{"norm": "none"}, {"optimizer": "adam"}, {"seed": 5}])
 def test_another_runs_checkpoint_is_refused_and_nothing_is_changed(train, other) -> None:
     run, stranger = train(max_steps=8), train(max_steps=9, **other)
     for name in (checkpoint.LAST, checkpoint.PREVIOUS):

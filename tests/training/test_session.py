@@ -114,7 +114,7 @@ def test_the_summary_says_what_happened(train, stripes_file) -> None:
     convolutions = 9 * (1 * 32 + 32 * 32 + 32 * 64 + 64 * 64)
     assert summary["parameters"] == convolutions + 2 * (32 + 32 + 64 + 64) + (2 * 2 * 64 * 3 + 3)
     assert summary["complete"] is True
-    assert summary["bn"] is True
+    assert summary["norm"] == "batch"
     assert summary["version"] == __version__
     assert summary["run"] == str(session.run.path)
     # Three epochs of 90 images; the seconds hold the evaluations too, so they are more than the training's alone.
@@ -200,7 +200,7 @@ def test_threads_do_not_change_the_bits(train) -> None:
     "options",
     [
         {},
-        {"bn": False, "optimizer": "adamw", "label_smoothing": 0.1, "schedule": "step", "seed": 7},
+        {"norm": "none", "optimizer": "adamw", "label_smoothing": 0.1, "schedule": "step", "seed": 7},
         {"optimizer": "adam", "lr": 1 / 300, "weight_decay": 0.0, "schedule": "step", "max_steps": 8},
     ],
 )
@@ -215,7 +215,7 @@ def test_the_recorded_configuration_repeats_the_run(train, options) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"bn": False},
+        {"norm": "none"},
         {"lr": 0.02},
         {"optimizer": "adam"},
         {"momentum": 0.5},
@@ -392,10 +392,10 @@ def test_a_second_ctrl_c_ends_training_at_once_and_the_run_goes_on_later(config,
 # A loss that is not finite
 
 
-@pytest.mark.parametrize("bn", [True, False])
-def test_a_loss_that_becomes_nan_keeps_the_last_good_checkpoint(train, tmp_path, bn) -> None:
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_a_loss_that_becomes_nan_keeps_the_last_good_checkpoint(train, tmp_path, norm) -> None:
     with pytest.raises(NonFiniteError) as caught:
-        train(lr=1e30, bn=bn)
+        train(lr=1e30, norm=norm)
     (run,) = (tmp_path / "runs").iterdir()
     assert str(caught.value).startswith("training stopped at step 2 (epoch 1): the loss is ")
     assert str(caught.value).endswith(
