@@ -74,10 +74,11 @@ def test_every_configuration_goes_round(tmp_path_factory: pytest.TempPathFactory
 def test_the_default_file_is_what_one_would_write_by_hand(tmp_path: Path) -> None:
     write_config(tmp_path / "c.toml", TrainConfig(lr=1))
     lines = (tmp_path / "c.toml").read_text(encoding="utf-8").splitlines()
-    assert lines[1:7] == [
+    assert lines[1:8] == [
         'data = "digits"',
         'model = "small-cnn"',
-        "bn = true",
+        'norm = "batch"',
+        "zero_gamma = false",
         "lr = 1.0",
         'optimizer = "sgd"',
         "momentum = 0.9",
@@ -116,7 +117,7 @@ def test_windows_line_ends_and_byte_order_mark(tmp_path: Path) -> None:
         ("epochs = 3.0", "epochs must be a whole number of at least 1, not 3.0"),
         ("epochs = true", "epochs must be a whole number of at least 1, not True"),
         ("epochs = 0", "epochs must be a whole number of at least 1, not 0"),
-        ("bn = 1", "bn must be true or false, not 1"),
+        ("augment = 1", "augment must be true or false, not 1"),
         ("lr = true", "lr must be a finite number above 0, not True"),
         ("lr = nan", "lr must be a finite number above 0, not nan"),
         ("lr = 1" + "0" * 400, "lr must be a finite number above 0, not 1000"),

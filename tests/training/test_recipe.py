@@ -73,6 +73,7 @@ def test_what_was_asked_for_stays(norm, schedule) -> None:
         weight_decay=0.0,
         schedule=schedule,
         augment=False,
+        crop_padding=3,
         seed=9,
         threads=2,
         max_steps=5,

@@ -271,7 +271,7 @@ def test_sgd_is_nesterovs_and_decay_is_for_weights_alone(train) -> None:
         (
             {"model": "small-cn"},
             ConfigError,
-            "there is no model 'small-cn' (known: small-cnn); did you mean 'small-cnn'?",
+            "there is no model 'small-cn' (known: small-cnn, ",
         ),
         ({"data": "digit"}, DataError, "unknown data set 'digit'"),
         ({"data": "missing.npz"}, DataError, "missing.npz: no such file"),
