@@ -1,20 +1,25 @@
-"""`minidl data list` and `minidl data check`."""
+"""`minidl data list`, `minidl data check` and `minidl data augment`."""
 
+import io
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
+from PIL import Image
 
+from minidl.backends import Backend, choose
 from minidl.cli import layout, options
-from minidl.data import Availability, Check, available, check
-from minidl.errors import DataError
+from minidl.data import NO_AUGMENTATION, Augmentation, Availability, Check, Dataset, Loader, available, check, load
+from minidl.data.sheet import draw_sheet
+from minidl.errors import ConfigError, DataError
 
 
 @click.group("data")
 def command() -> None:
-    """List data sets and check their files."""
+    """List data sets, check their files, see what training makes of their images."""
 
 
 @command.command("list")
@@ -105,6 +110,89 @@ def _print(result: Check) -> None:
         name = "" if file.file == dataset.source else f", {Path(file.file).name}"
         click.echo(f"  {file.part}{name}: {file.verdict}")
         click.echo(f"    sha256 {file.sha256}")
+
+
+@command.command("augment")
+@click.argument("name", metavar="NAME|FILE.npz")
+@options.data_dir
+@options.crop_padding
+@options.flip
+@options.cutout
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Of the run.")
+@click.option(
+    "--epoch", type=click.IntRange(1, 10**9), default=1, show_default=True, metavar="N", help="The first shown."
+)
+@click.option("--epochs", type=click.IntRange(1, 50), default=8, show_default=True, metavar="N", help="How many.")
+@click.option("--count", type=click.IntRange(1, 100), default=8, show_default=True, metavar="N", help="Images.")
+@options.device
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE.png", help="[default: NAME-augmented.png]")
+def augment(
+    name: str,
+    data_dir: str | None,
+    crop_padding: int | None,
+    flip: bool | None,
+    cutout: int | None,
+    seed: int,
+    epoch: int,
+    epochs: int,
+    count: int,
+    device: str | None,
+    out: Path | None,
+) -> None:
+    """Draw a picture of what training sees: images of a data set, plain and as some epochs augment them.
+
+    They are the first COUNT images of epoch EPOCH of a run with this seed. The same options give the same picture on
+    every device.
+    """
+    from minidl.training import TrainConfig  # here, as the other commands of this group need none of it
+    from minidl.training.atomic import write_atomically
+    from minidl.training.config import validate
+    from minidl.training.recipe import augmentation, resolve
+
+    config = TrainConfig(
+        data=name,
+        data_dir=data_dir,
+        crop_padding=crop_padding,
+        flip=flip,
+        cutout=cutout,
+        seed=seed,
+        device=device or "auto",
+    )
+    validate(config)
+    if out is not None and out.suffix.lower() != ".png":
+        raise ConfigError(f"--out {out}: is not the name of a PNG file; give one that ends in .png")
+    dataset = load(name, data_dir)
+    chosen = augmentation(resolve(config, dataset), dataset)
+    file = out or Path(f"{dataset.name}-augmented.png")
+    choice = choose(config.device, None)
+    shown = _augmented(dataset, choice.backend, chosen, seed, range(epoch - 1, epoch - 1 + epochs), count)
+    picture = io.BytesIO()
+    shown.save(picture, "PNG")
+    try:
+        write_atomically(file, picture.getvalue())
+    except OSError as error:
+        raise ConfigError(f"--out {file}: cannot be written: {error.strerror or error}") from None
+    layout.echo(f"{file}: {dataset.name} with {chosen}, on {choice.backend.name}")
+    if chosen == NO_AUGMENTATION:
+        layout.echo(f"{dataset.name} is trained without augmentation; --crop-padding, --flip and --cutout ask for some")
+
+
+def _augmented(
+    dataset: Dataset, backend: Backend, augmentation: Augmentation, seed: int, epochs: range, count: int
+) -> Image.Image:
+    """The sheet: a row an image, a column an epoch."""
+    from minidl.training import ImageSource
+
+    count = min(count, len(dataset.train_images))
+    index = Loader(len(dataset.train_images), count, seed).order(epochs[0])[:count]
+    source = ImageSource(dataset.train_images, dataset.train_labels, dataset.mean, dataset.std, backend)
+    batches = [source.batch(index)[0]]
+    batches += [source.batch(index, augmentation, seed=seed, epoch=epoch)[0] for epoch in epochs]
+    pictures = np.stack([backend.numpy(batch) for batch in batches], axis=1) * dataset.std + dataset.mean
+    white = max(1, int(dataset.train_images.max()))
+    names = [dataset.class_names[label] for label in dataset.train_labels[index]]
+    heads = ["plain", *(f"epoch {epoch + 1}" for epoch in epochs)]
+    return draw_sheet(pictures / white, heads, names, f"{dataset.name}: {augmentation}; seed {seed}")
 
 
 def _count(number: int | None) -> str:

@@ -25,6 +25,23 @@ def _validated(_ctx: click.Context, parameter: click.Parameter, value: Any) -> A
 threads = click.option(
     "--threads", type=int, callback=_validated, metavar="N", help="CPU threads.  [default: all cores]"
 )
+crop_padding = click.option(
+    "--crop-padding",
+    type=int,
+    metavar="N",
+    help="Pixels that an image is padded by before a random crop of its size.  [default: by data set]",
+)
+flip = click.option(
+    "--flip/--no-flip",
+    default=None,
+    help="Mirror images left to right, each with probability 1/2.  [default: by data set]",
+)
+cutout = click.option(
+    "--cutout",
+    type=int,
+    metavar="N",
+    help="Side in pixels of a square that is cut out at a random place; 0 for none.  [default: by data set]",
+)
 out = click.option("--out", metavar="DIR", default="runs", show_default=True, help="Folder of the runs.")
 which = click.option(
     "--checkpoint",

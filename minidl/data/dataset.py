@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minidl.data.augmentation import Augmentation
+from minidl.data.augmentation import NO_AUGMENTATION, Augmentation
 from minidl.errors import DataError
 
 Images = NDArray[np.uint8]
@@ -20,12 +20,11 @@ Statistics = NDArray[np.float64]
 # What the training recipe of each set does to its images. A digit or a letter mirrored is another sign; clothes,
 # animals and vehicles are not. The images of the first three are centred already.
 AUGMENTATIONS = {
-    "digits": Augmentation(shift=0, flip=False),
-    "mnist": Augmentation(shift=0, flip=False),
-    "fashion-mnist": Augmentation(shift=0, flip=True),
-    "cifar10": Augmentation(shift=4, flip=True),
+    "digits": NO_AUGMENTATION,
+    "mnist": NO_AUGMENTATION,
+    "fashion-mnist": Augmentation(flip=True),
+    "cifar10": Augmentation(crop_padding=4, flip=True),
 }
-NO_AUGMENTATION = Augmentation(shift=0, flip=False)
 
 
 @dataclass(frozen=True, eq=False)

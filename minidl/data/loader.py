@@ -17,17 +17,22 @@ class Loader:
     the middle of an epoch with the very batches that it would have seen.
 
     An epoch's last batch is shorter where `batch_size` does not divide `count`. It is kept, unless it would be a
-    single image: batch normalization needs two values a channel, so that image is left out of that epoch. The order
-    changes from epoch to epoch, and with it the image left out. (With a batch size of 1 every batch is a single image
-    and all are kept.)
+    single image: batch normalization needs two values a channel, so that image is left out of that epoch. (With a
+    batch size of 1 every batch is a single image and all are kept.) Ghost batch normalization takes whole ghost
+    batches: what is no multiple of `multiple_of` is left out likewise. The order changes from epoch to epoch, and with
+    it what is left out.
 
     Attributes:
         count: images in the data set.
         batch_size: images in a batch.
         seed: of the run.
+        multiple_of: what number of images every batch is a multiple of.
+
+    Raises:
+        ConfigError: the data set has no such batches.
     """
 
-    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+    def __init__(self, count: int, batch_size: int, seed: int, multiple_of: int = 1) -> None:
         if count < 1:
             raise ConfigError(f"a data set of {count} images gives no batch; expected at least one image")
         if not 1 <= batch_size <= count:
@@ -36,7 +41,14 @@ class Loader:
             )
         if seed < 0:
             raise ConfigError(f"seed {seed} is negative; expected 0 or more")
-        self.count, self.batch_size, self.seed = count, batch_size, seed
+        if batch_size % multiple_of:
+            lower = batch_size // multiple_of * multiple_of
+            near = [size for size in (lower, lower + multiple_of) if 0 < size <= count]
+            remedy = f"use {' or '.join(map(str, near))}" if near else "there are too few images for any"
+            raise ConfigError(
+                f"--batch-size {batch_size} is not a multiple of the ghost batch of {multiple_of}; {remedy}"
+            )
+        self.count, self.batch_size, self.seed, self.multiple_of = count, batch_size, seed, multiple_of
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -44,9 +56,10 @@ class Loader:
 
     @property
     def images(self) -> int:
-        """Images an epoch: `count`, or one less where the last batch would be a single image."""
-        single = self.batch_size > 1 and self.count % self.batch_size == 1
-        return self.count - single
+        """Images an epoch: `count`, but for those that are left out."""
+        rest = self.count % self.batch_size
+        single = self.batch_size > 1 and rest == 1
+        return self.count - (1 if single else rest % self.multiple_of)
 
     def order(self, epoch: int) -> Index:
         """The epoch's order: (images,) int64 indices below `count`, each at most once."""

@@ -5,7 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from minidl.backends import Array, Backend
-from minidl.nn import CrossEntropyLoss, Module, inference
+from minidl.data import NO_AUGMENTATION, Augmentation
+from minidl.nn import CrossEntropyLoss, Module, inference, reestimate_statistics
+from minidl.nn.statistics import Method
 
 
 class Result(NamedTuple):
@@ -38,16 +40,22 @@ class ImageSource:
         return len(self.images)
 
     def batch(
-        self, index: np.ndarray, shifts: np.ndarray | None = None, flips: np.ndarray | None = None
+        self, index: np.ndarray, augmentation: Augmentation = NO_AUGMENTATION, *, seed: int = 0, epoch: int = 0
     ) -> tuple[Array, Array]:
-        """Images (n, h, w, c) and targets (n,) of the index (n,), shifted and mirrored where asked."""
-        backend, n = self.backend, len(index)
+        """Images (n, h, w, c) and targets (n,) of the index (n,).
+
+        The images are augmented as in this epoch of a run with this seed: an image's numbers do not depend on the rest
+        of the batch, nor on the device.
+        """
+        backend, n, (h, w, _) = self.backend, len(index), self.images.shape[1:]
         places = backend.array(index, np.int64)
-        shifts = backend.zeros((n, 2), np.int32) if shifts is None else backend.array(shifts, np.int32)
-        flips = backend.zeros((n,), np.bool_) if flips is None else backend.array(flips, np.bool_)
+        shifts, centres = backend.empty((n, 2), np.int32), backend.empty((n, 2), np.int32)
+        flips = backend.empty((n,), np.bool_)
         x = backend.empty((n, *self.images.shape[1:]))
         targets = backend.empty((n,), np.int64)
-        backend.gather_images(self.images, places, shifts, flips, self.mean, self.std, x)
+        drawn = shifts, flips, centres
+        backend.draw_augmentation(places, *drawn, (h, w), augmentation.crop_padding, augmentation.flip, seed, epoch)
+        backend.gather_images(self.images, places, *drawn, self.mean, self.std, x, augmentation.cutout)
         backend.gather_labels(self.labels, places, targets)
         return x, targets
 
@@ -71,3 +79,13 @@ def evaluate(model: Module, source: ImageSource, batch_size: int) -> Result:
     finally:
         model.train(was_training)
     return Result(loss / len(source), right / len(source))
+
+
+def reestimate(model: Module, source: ImageSource, batch_size: int, method: Method = "precise") -> list[str]:
+    """Running statistics of batch normalization over all of `source`; see `reestimate_statistics`.
+
+    The images are shared out evenly among as few batches of at most `batch_size` as there can be, so that none is left
+    with too few.
+    """
+    batches = np.array_split(np.arange(len(source)), -(-len(source) // batch_size))
+    return reestimate_statistics(model, (source.batch(index) for index in batches), method)

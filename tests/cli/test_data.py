@@ -3,8 +3,12 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from minidl.backends import get_backend
+from minidl.data import Augmentation, Loader, load
 from minidl.data.catalogue import IDX_FILES
+from minidl.training import ImageSource
 
 
 def idx_bytes(array):
@@ -126,3 +130,75 @@ def test_unknown_and_missing_names(minidl) -> None:
     assert unknown.endswith("did you mean 'fashion-mnist'?")
     assert missing.startswith("Error: cifar10: no folder to look in; download and unpack")
     assert result.stdout.startswith("digits: 1,437 training")
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+SMALL = "--count", 3, "--epochs", 2
+
+
+def test_augment_draws_what_training_sees(minidl, tmp_path) -> None:
+    out = tmp_path / "sheet.PNG"
+    arguments = "data", "augment", "digits", *SMALL, "--crop-padding", 1, "--flip", "--cutout", 3, "--seed", 4
+    result = minidl(*arguments, "--epoch", 2, "--device", "cpu", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{out}: digits with crop padding 1, flip, cutout 3, on cpu\n"
+    digits = load("digits")
+    source = ImageSource(digits.train_images, digits.train_labels, digits.mean, digits.std, get_backend("cpu"))
+    index = Loader(len(digits.train_images), 3, 4).order(1)[:3]
+    sheet = pixels(out)[..., 0]
+    for row, options in enumerate(
+        (
+            {},
+            {"augmentation": Augmentation(1, True, 3), "seed": 4, "epoch": 1},
+            {"augmentation": Augmentation(1, True, 3), "seed": 4, "epoch": 2},
+        )
+    ):
+        image = source.batch(index, **options)[0][row, ..., 0] * digits.std + digits.mean
+        tile = np.rint(image.clip(0, 16) * (255 / 16)).astype(np.uint8).repeat(9, axis=0).repeat(9, axis=1)
+        windows = np.lib.stride_tricks.sliding_window_view(sheet, tile.shape)
+        assert (windows == tile).all(axis=(-2, -1)).sum() == 1
+
+
+def test_augment_is_the_same_on_every_device(minidl, tmp_path, stripes_file) -> None:
+    for device in ("cpu", "emulator"):
+        arguments = stripes_file, *SMALL, "--cutout", 4, "--crop-padding", 2, "--device", device
+        assert minidl("data", "augment", *arguments, "--out", tmp_path / f"{device}.png").exit_code == 0
+    assert np.array_equal(pixels(tmp_path / "cpu.png"), pixels(tmp_path / "emulator.png"))
+
+
+def test_augment_with_nothing_says_what_to_ask_for(minidl, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = minidl("data", "augment", "digits", *SMALL, "--device", "cpu")
+    assert result.exit_code == 0
+    said, hint = result.stdout.splitlines()
+    assert said == "digits-augmented.png: digits with no augmentation, on cpu"
+    assert "--crop-padding, --flip and --cutout" in hint
+    assert pixels("digits-augmented.png").any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("digits", "--cutout", -1), "--cutout must be a whole number of at least 0, not -1"),
+        (("digits", "--crop-padding", 9999), "--crop-padding must be at most 4,096, not 9999"),
+        (("digits", "--cutout", 16), "--cutout 16 leaves nothing of any image of digits, 8x8 pixels"),
+        (("digits", "--seed", -1), "--seed must be a whole number from 0 to 2**64 - 1, not -1"),
+        (
+            ("digits", "--out", "sheet.jpg"),
+            "--out sheet.jpg: is not the name of a PNG file; give one that ends in .png",
+        ),
+        (("digits", "--out", "no/folder.png"), "cannot be written: No such file or directory"),
+        (("digit",), "did you mean 'digits'?"),
+    ],
+)
+def test_augment_refuses(minidl, tmp_path, monkeypatch, arguments, message) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = minidl("data", "augment", *arguments, *SMALL)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from minidl.data import Augmentation, Dataset
+from minidl.data import NO_AUGMENTATION, Augmentation, Dataset
 from minidl.data.dataset import AUGMENTATIONS, channel_statistics
 from minidl.errors import DataError
 
@@ -84,10 +84,10 @@ def test_augmentation_of_the_known_sets() -> None:
     assert not AUGMENTATIONS["digits"].flip
     assert not AUGMENTATIONS["mnist"].flip
     assert AUGMENTATIONS["fashion-mnist"].flip
-    assert AUGMENTATIONS["cifar10"] == Augmentation(shift=4, flip=True)
+    assert AUGMENTATIONS["cifar10"] == Augmentation(crop_padding=4, flip=True)
     assert make(name="cifar10", known=True).augmentation == AUGMENTATIONS["cifar10"]
-    assert make(name="cifar10").augmentation == Augmentation(shift=0, flip=False)  # a file of that name
-    assert make(name="anything").augmentation == Augmentation(shift=0, flip=False)
+    assert make(name="cifar10").augmentation == NO_AUGMENTATION  # a file of that name
+    assert make(name="anything").augmentation == NO_AUGMENTATION
 
 
 @pytest.mark.parametrize(

@@ -66,3 +66,29 @@ def test_empty_set_and_negative_seed() -> None:
         Loader(10, 1, -1)
     with pytest.raises(ConfigError, match="batch -1 of an epoch; expected 0 or more"):
         next(Loader(10, 1, 0).batches(0, first=-1))
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "multiple"), [(100, 32, 16), (96, 32, 16), (50, 16, 8), (33, 32, 32), (7, 6, 3)]
+)
+def test_batches_are_whole_ghost_batches(count: int, size: int, multiple: int) -> None:
+    loader = Loader(count, size, 3, multiple)
+    batches = list(loader.batches(0))
+    assert len(batches) == len(loader)
+    assert all(len(batch) % multiple == 0 and len(batch) for batch in batches)
+    assert sum(map(len, batches)) == loader.images == count // multiple * multiple
+    assert [len(batch) for batch in loader.batches(0, first=1)] == [len(batch) for batch in batches[1:]]
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "multiple", "remedy"),
+    [
+        (100, 60, 16, "use 48 or 64"),
+        (100, 8, 16, "use 16"),
+        (60, 60, 16, "use 48"),
+        (10, 8, 16, "too few images for any"),
+    ],
+)
+def test_a_batch_that_is_no_multiple_is_refused(count: int, size: int, multiple: int, remedy: str) -> None:
+    with pytest.raises(ConfigError, match=f"--batch-size {size} is not a multiple of .* 16; .*{remedy}"):
+        Loader(count, size, 0, multiple)

@@ -5,7 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from minidl.data import check, load
+from minidl.data import NO_AUGMENTATION, check, load
 from minidl.data import npz as npz_reader
 from minidl.errors import DataError
 
@@ -53,7 +53,7 @@ def test_round_trip(tmp_path, save) -> None:
     assert np.array_equal(dataset.train_images, IMAGES[..., np.newaxis])
     assert dataset.test_labels.tolist() == [2, 1, 0]
     assert dataset.test_labels.dtype == np.int64
-    assert (dataset.augmentation.shift, dataset.augmentation.flip) == (0, False)
+    assert dataset.augmentation == NO_AUGMENTATION
 
 
 def test_channels_class_names_fortran_order_and_other_integers(tmp_path) -> None:

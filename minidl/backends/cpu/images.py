@@ -1,0 +1,88 @@
+"""Batches of images on the CPU, and what augmentation draws for them."""
+
+import numpy as np
+
+from kernels.augmentation import STREAM, below, value_counts
+from kernels.images import check_cutout
+from kernels.random import philox4x32, seed_words
+from minidl.backends.cpu.compile import compiled, inlined
+from minidl.backends.cpu.device import CpuDevice
+from minidl.backends.protocol import Pair
+
+GRAIN = 1 << 16  # elements in a piece of work
+
+_philox, _below = inlined(philox4x32), inlined(below)
+
+
+@compiled
+def _draw_augmentation(
+    first, last, index, shifts, flips, centres, width, places, pixels, crop_padding, flip, epoch, seed_low, seed_high
+):
+    for n in range(first, last):
+        image = index[n]
+        down, right, mirror, centre = _philox(image & 0xFFFFFFFF, image >> 32, epoch, STREAM, seed_low, seed_high)
+        shifts[n, 0] = _below(down, places) - crop_padding
+        shifts[n, 1] = _below(right, places) - crop_padding
+        flips[n] = flip and mirror >> 31 == 1
+        pixel = _below(centre, pixels)
+        centres[n, 0], centres[n, 1] = pixel // width, pixel % width
+
+
+@compiled
+def _gather_images(first, last, images, index, shifts, flips, centres, mean, std, out, cutout):
+    _, h, w, c = images.shape
+    for n in range(first, last):
+        source, down, right, flip = index[n], shifts[n, 0], shifts[n, 1], flips[n]
+        for i in range(h):
+            for j in range(w):
+                y, x = i - down, j - right
+                inside = 0 <= y < h and 0 <= x < w
+                x = w - 1 - x if flip else x
+                for k in range(c):
+                    raw = np.float32(images[source, y, x, k]) if inside else np.float32(0)
+                    out[n, i, j, k] = (raw - mean[k]) / std[k]
+        if cutout > 0:
+            top, left = centres[n, 0] - cutout // 2, centres[n, 1] - cutout // 2
+            for i in range(max(0, top), min(h, top + cutout)):
+                for j in range(max(0, left), min(w, left + cutout)):
+                    out[n, i, j, :] = np.float32(0)
+
+
+class ImageOps(CpuDevice):
+    """Batches of images; see `Backend` for the operations."""
+
+    def draw_augmentation(
+        self,
+        index: np.ndarray,
+        shifts: np.ndarray,
+        flips: np.ndarray,
+        centres: np.ndarray,
+        image_size: Pair,
+        crop_padding: int,
+        flip: bool,
+        seed: int,
+        epoch: int,
+    ) -> None:
+        counts = value_counts(image_size, crop_padding)
+        numbers = image_size[1], *counts, crop_padding, flip, epoch, *seed_words(seed)
+        self.workers.run(_draw_augmentation, len(index), GRAIN, index, shifts, flips, centres, *numbers)
+
+    def gather_images(
+        self,
+        images: np.ndarray,
+        index: np.ndarray,
+        shifts: np.ndarray,
+        flips: np.ndarray,
+        centres: np.ndarray,
+        mean: np.ndarray,
+        std: np.ndarray,
+        out: np.ndarray,
+        cutout: int,
+    ) -> None:
+        check_cutout(cutout)
+        grain = max(1, GRAIN // max(1, images[0].size))
+        arrays = images, index, shifts, flips, centres, mean, std, out
+        self.workers.run(_gather_images, len(index), grain, *arrays, cutout)
+
+    def gather_labels(self, labels: np.ndarray, index: np.ndarray, out: np.ndarray) -> None:
+        np.take(labels, index, out=out)
