@@ -20,26 +20,31 @@ EXAMPLES = [
     (uint32, Geometry(28, 28, 32, (2, 2), (2, 2), (0, 0)), True),
     (uint32, Geometry(32, 32, 64, (3, 3), (1, 1), (1, 1)), False),
     (int64, Geometry(7, 11, 4, (5, 3), (1, 2), (2, 1)), False),
+    (uint32, Geometry(32, 32, 64, (3, 3), (2, 2), (1, 1), ceil_mode=True), True),
 ]
 WIDE = "LDG.E.128", "STG.E.128"
 
 
 def _divisor(geometry: Geometry, count_include_pad: bool) -> Any:
     """A device function: by how much the sum of a window is divided."""
-    height, width, _, (kh, kw), (sh, sw), (ph, pw) = geometry
+    height, width, _, (kh, kw), (sh, sw), (ph, pw), _, _ = geometry
     constant = count_include_pad or (ph == 0 and pw == 0)
+    within = geometry.beyond == (0, 0)  # what lies beyond the padding never counts
     taps = kh * kw
+    edge_down, edge_across = (ph, pw) if count_include_pad else (0, 0)  # that counts, around the image
 
     @inlined
-    def real(window, stride, padding, taps, size):
+    def counted(window, stride, padding, taps, size, edge):
         first = window * stride - padding
-        return min(first + taps, size) - max(first, 0)
+        return min(first + taps, size + edge) - max(first, -edge)
 
     @inlined
     def divisor(window_row, window_column):
-        if constant:
+        if constant and within:
             return float32(taps)
-        return float32(real(window_row, sh, ph, kh, height) * real(window_column, sw, pw, kw, width))
+        return float32(
+            counted(window_row, sh, ph, kh, height, edge_down) * counted(window_column, sw, pw, kw, width, edge_across)
+        )
 
     return divisor
 
@@ -47,7 +52,7 @@ def _divisor(geometry: Geometry, count_include_pad: bool) -> Any:
 @kernel(traffic="x -> y", registers=48, examples=EXAMPLES)
 def avg_pool2d_forward_scalar(index: Any, geometry: Geometry, count_include_pad: bool) -> Launch:
     """One output a thread; neighbours have neighbouring channels."""
-    height, width, c, (kh, kw), (sh, sw), (ph, pw) = geometry
+    height, width, c, (kh, kw), (sh, sw), (ph, pw), _, _ = geometry
     output, divisor = places(index, *geometry.output, c), _divisor(geometry, count_include_pad)
 
     def avg_pool2d_forward(x: Floats, y: Floats, n: Int64):
@@ -70,7 +75,7 @@ def avg_pool2d_forward_scalar(index: Any, geometry: Geometry, count_include_pad:
 @kernel(traffic="x -> y", registers=48, instructions=WIDE, examples=EXAMPLES)
 def avg_pool2d_forward_vector(index: Any, geometry: Geometry, count_include_pad: bool) -> Launch:
     """Four channels a thread, in loads and a store of 16 bytes. c is a multiple of 4."""
-    height, width, c, (kh, kw), (sh, sw), (ph, pw) = geometry
+    height, width, c, (kh, kw), (sh, sw), (ph, pw), _, _ = geometry
     output, divisor = places(index, *geometry.output, c), _divisor(geometry, count_include_pad)
 
     def avg_pool2d_forward(x: Floats, y: Floats, n: Int64):
@@ -99,7 +104,7 @@ def avg_pool2d_forward_vector(index: Any, geometry: Geometry, count_include_pad:
 @kernel(traffic="dy -> dx", registers=48, examples=EXAMPLES)
 def avg_pool2d_backward_scalar(index: Any, geometry: Geometry, count_include_pad: bool) -> Launch:
     """One element of dx a thread; it adds the shares of the windows that hold it."""
-    height, width, c, (kh, kw), (sh, sw), (ph, pw) = geometry
+    height, width, c, (kh, kw), (sh, sw), (ph, pw), _, _ = geometry
     (ho, wo), (windows_down, windows_across) = geometry.output, geometry.overlap
     input_place, divisor = places(index, height, width, c), _divisor(geometry, count_include_pad)
 
@@ -127,7 +132,7 @@ def avg_pool2d_backward_scalar(index: Any, geometry: Geometry, count_include_pad
 @kernel(traffic="dy -> dx", registers=64, instructions=WIDE, examples=EXAMPLES)
 def avg_pool2d_backward_vector(index: Any, geometry: Geometry, count_include_pad: bool) -> Launch:
     """Four channels a thread, in loads and a store of 16 bytes. c is a multiple of 4."""
-    height, width, c, (kh, kw), (sh, sw), (ph, pw) = geometry
+    height, width, c, (kh, kw), (sh, sw), (ph, pw), _, _ = geometry
     (ho, wo), (windows_down, windows_across) = geometry.output, geometry.overlap
     input_place, divisor = places(index, height, width, c), _divisor(geometry, count_include_pad)
 
@@ -164,6 +169,7 @@ def avg_pool2d_forward(
     stride: Pair,
     padding: Pair,
     count_include_pad: bool,
+    ceil_mode: bool = False,
     *,
     technique: str | None = None,
 ) -> None:
@@ -172,7 +178,7 @@ def avg_pool2d_forward(
     The vector technique falls back on the scalar one where c is no multiple of 4, or an array starts at no multiple of
     16 bytes.
     """
-    geometry = geometry_of("avg_pool2d_forward", ("x", x), {"y": y}, kernel, stride, padding)
+    geometry = geometry_of("avg_pool2d_forward", ("x", x), {"y": y}, kernel, stride, padding, (1, 1), ceil_mode)
     if y.size:
         fours = geometry.c % 4 == 0 and wide(x, y)
         factory = avg_pool2d_forward_vector if technique != "scalar" and fours else avg_pool2d_forward_scalar
@@ -188,11 +194,12 @@ def avg_pool2d_backward(
     stride: Pair,
     padding: Pair,
     count_include_pad: bool,
+    ceil_mode: bool = False,
     *,
     technique: str | None = None,
 ) -> None:
     """Launch on `run`. Errors and techniques as in `avg_pool2d_forward`."""
-    geometry = geometry_of("avg_pool2d_backward", ("dx", dx), {"dy": dy}, kernel, stride, padding)
+    geometry = geometry_of("avg_pool2d_backward", ("dx", dx), {"dy": dy}, kernel, stride, padding, (1, 1), ceil_mode)
     if dx.size:
         fours = geometry.c % 4 == 0 and wide(dy, dx)
         factory = avg_pool2d_backward_vector if technique != "scalar" and fours else avg_pool2d_backward_scalar

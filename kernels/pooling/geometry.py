@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from kernels.device import inlined
 from kernels.errors import ShapeError, require_shape
 from kernels.launch import Array, blocks_for
-from kernels.window import Pair, output_size
+from kernels.window import Pair, pooled_size, span_of
 
 
 class Geometry(NamedTuple):
@@ -17,25 +17,48 @@ class Geometry(NamedTuple):
     kernel: Pair
     stride: Pair
     padding: Pair
+    dilation: Pair = (1, 1)
+    ceil_mode: bool = False
 
     @property
     def output(self) -> Pair:
-        """(ho, wo): where the window can be."""
-        height, width = (
-            output_size(*axis, operation="pooling")
-            for axis in zip((self.height, self.width), self.kernel, self.stride, self.padding, strict=True)
-        )
+        """(ho, wo): where the window can be. Raises ShapeError as `pooled_size`."""
+        axes = zip((self.height, self.width), self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        height, width = (pooled_size(*axis, self.ceil_mode) for axis in axes)
         return height, width
 
     @property
+    def span(self) -> Pair:
+        """From a window's first tap to its last."""
+        down, across = (span_of(*axis) for axis in zip(self.kernel, self.dilation, strict=True))
+        return down, across
+
+    @property
     def overlap(self) -> Pair:
-        """In how many windows an element can be, along each axis."""
-        down, across = (blocks_for(kernel, stride) for kernel, stride in zip(self.kernel, self.stride, strict=True))
+        """Windows that begin within a span, along each axis: no more can hold an element."""
+        down, across = (blocks_for(span, stride) for span, stride in zip(self.span, self.stride, strict=True))
+        return down, across
+
+    @property
+    def beyond(self) -> Pair:
+        """How far the last window reaches beyond the padding, which only ceil_mode lets it."""
+        axes = zip((self.height, self.width), self.output, self.span, self.stride, self.padding, strict=True)
+        down, across = (
+            max((positions - 1) * stride + span - (size + 2 * padding), 0)
+            for size, positions, span, stride, padding in axes
+        )
         return down, across
 
 
 def geometry_of(
-    operation: str, image: tuple[str, Array], pooled: dict[str, Array], kernel: Pair, stride: Pair, padding: Pair
+    operation: str,
+    image: tuple[str, Array],
+    pooled: dict[str, Array],
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair = (1, 1),
+    ceil_mode: bool = False,
 ) -> Geometry:
     """Of an array (n, h, w, c) and those that must have the output's shape, by name; raises ShapeError."""
     name, x = image
@@ -47,7 +70,7 @@ def geometry_of(
             "be all padding"
         )
     n, height, width, c = x.shape
-    geometry = Geometry(height, width, c, kernel, stride, padding)
+    geometry = Geometry(height, width, c, kernel, stride, padding, dilation, bool(ceil_mode))
     for pooled_name, array in pooled.items():
         require_shape(operation, pooled_name, array, (n, *geometry.output, c))
     return geometry

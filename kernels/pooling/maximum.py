@@ -22,6 +22,7 @@ EXAMPLES = [
     (uint32, Geometry(28, 28, 32, (2, 2), (2, 2), (0, 0))),
     (uint32, Geometry(32, 32, 64, (3, 3), (2, 2), (1, 1))),
     (int64, Geometry(7, 11, 4, (5, 3), (1, 2), (2, 1))),
+    (uint32, Geometry(32, 32, 64, (3, 3), (2, 2), (1, 1), (2, 3), True)),
 ]
 WIDE = "LDG.E.128", "STG.E.128"
 
@@ -32,10 +33,16 @@ def wins(value, best):
     return value > best or value != value
 
 
+@inlined
+def first_real(start, dilation):
+    """Of the taps of a window that starts there, the first that is no padding."""
+    return start % dilation if start < 0 else start
+
+
 @kernel(traffic="x -> y, place", registers=48, examples=EXAMPLES)
 def max_pool2d_forward_scalar(index: Any, geometry: Geometry) -> Launch:
     """One output a thread; neighbours have neighbouring channels."""
-    height, width, c, (kh, kw), (sh, sw), (ph, pw) = geometry
+    height, width, c, (kh, kw), (sh, sw), (ph, pw), (dh, dw), _ = geometry
     output = places(index, *geometry.output, c)
 
     def max_pool2d_forward(x: Floats, y: Floats, place: Int32s, n: Int64):
@@ -44,11 +51,11 @@ def max_pool2d_forward_scalar(index: Any, geometry: Geometry) -> Launch:
             image, window_row, window_column, channel = output(i)
             top, left = int32(window_row * sh - ph), int32(window_column * sw - pw)
             best = float32(LOWEST)
-            where = int32(max(top, 0) * width + max(left, 0))  # the first real element, in case all are -inf
+            where = int32(first_real(top, dh) * width + first_real(left, dw))  # in case all are -inf
             for down in range(kh):
-                row = top + down
+                row = top + down * dh
                 for across in range(kw):
-                    column = left + across
+                    column = left + across * dw
                     if 0 <= row < height and 0 <= column < width:
                         here = int32(row * width + column)
                         value = x[index((image * (height * width) + here) * c + channel)]
@@ -63,7 +70,7 @@ def max_pool2d_forward_scalar(index: Any, geometry: Geometry) -> Launch:
 @kernel(traffic="x -> y, place", registers=48, instructions=WIDE, examples=EXAMPLES)
 def max_pool2d_forward_vector(index: Any, geometry: Geometry) -> Launch:
     """Four channels a thread, in loads and stores of 16 bytes. c is a multiple of 4."""
-    height, width, c, (kh, kw), (sh, sw), (ph, pw) = geometry
+    height, width, c, (kh, kw), (sh, sw), (ph, pw), (dh, dw), _ = geometry
     output = places(index, *geometry.output, c)
 
     def max_pool2d_forward(x: Floats, y: Floats, place: Int32s, n: Int64):
@@ -72,11 +79,11 @@ def max_pool2d_forward_vector(index: Any, geometry: Geometry) -> Launch:
             image, window_row, window_column, channel = output(i)
             top, left = int32(window_row * sh - ph), int32(window_column * sw - pw)
             best0 = best1 = best2 = best3 = float32(LOWEST)
-            where0 = where1 = where2 = where3 = int32(max(top, 0) * width + max(left, 0))
+            where0 = where1 = where2 = where3 = int32(first_real(top, dh) * width + first_real(left, dw))
             for down in range(kh):
-                row = top + down
+                row = top + down * dh
                 for across in range(kw):
-                    column = left + across
+                    column = left + across * dw
                     if 0 <= row < height and 0 <= column < width:
                         here = int32(row * width + column)
                         a, b, c_, d = load4(x, index((image * (height * width) + here) * c + channel))
@@ -97,7 +104,7 @@ def max_pool2d_forward_vector(index: Any, geometry: Geometry) -> Launch:
 @kernel(traffic="dy, place -> dx", registers=48, examples=EXAMPLES)
 def max_pool2d_backward_scalar(index: Any, geometry: Geometry) -> Launch:
     """One element of dx a thread; of the windows that hold it, it takes dy of those whose maximum it is."""
-    height, width, c, _, (sh, sw), (ph, pw) = geometry
+    height, width, c, _, (sh, sw), (ph, pw), _, _ = geometry
     (ho, wo), (windows_down, windows_across) = geometry.output, geometry.overlap
     input_place = places(index, height, width, c)
 
@@ -124,7 +131,7 @@ def max_pool2d_backward_scalar(index: Any, geometry: Geometry) -> Launch:
 @kernel(traffic="dy, place -> dx", registers=48, instructions=WIDE, examples=EXAMPLES)
 def max_pool2d_backward_vector(index: Any, geometry: Geometry) -> Launch:
     """Four channels a thread, in loads and stores of 16 bytes. c is a multiple of 4."""
-    height, width, c, _, (sh, sw), (ph, pw) = geometry
+    height, width, c, _, (sh, sw), (ph, pw), _, _ = geometry
     (ho, wo), (windows_down, windows_across) = geometry.output, geometry.overlap
     input_place = places(index, height, width, c)
 
@@ -161,6 +168,8 @@ def max_pool2d_forward(
     kernel: Pair,
     stride: Pair,
     padding: Pair,
+    dilation: Pair = (1, 1),
+    ceil_mode: bool = False,
     *,
     technique: str | None = None,
 ) -> None:
@@ -169,7 +178,8 @@ def max_pool2d_forward(
     The vector technique falls back on the scalar one where c is no multiple of 4, or an array starts at no multiple of
     16 bytes.
     """
-    geometry = geometry_of("max_pool2d_forward", ("x", x), {"y": y, "index": index}, kernel, stride, padding)
+    pooled, window = {"y": y, "index": index}, (kernel, stride, padding, dilation, ceil_mode)
+    geometry = geometry_of("max_pool2d_forward", ("x", x), pooled, *window)
     if y.size:
         fours = geometry.c % 4 == 0 and wide(x, y, index)
         factory = max_pool2d_forward_vector if technique != "scalar" and fours else max_pool2d_forward_scalar
@@ -185,11 +195,14 @@ def max_pool2d_backward(
     kernel: Pair,
     stride: Pair,
     padding: Pair,
+    dilation: Pair = (1, 1),
+    ceil_mode: bool = False,
     *,
     technique: str | None = None,
 ) -> None:
     """Launch on `run`; `index` is forward's. Errors and techniques as in `max_pool2d_forward`."""
-    geometry = geometry_of("max_pool2d_backward", ("dx", dx), {"dy": dy, "index": index}, kernel, stride, padding)
+    pooled, window = {"dy": dy, "index": index}, (kernel, stride, padding, dilation, ceil_mode)
+    geometry = geometry_of("max_pool2d_backward", ("dx", dx), pooled, *window)
     if dx.size:
         fours = geometry.c % 4 == 0 and wide(dy, index, dx)
         factory = max_pool2d_backward_vector if technique != "scalar" and fours else max_pool2d_backward_scalar

@@ -1,14 +1,16 @@
 """Pooling: the maximum or the average of a sliding window, or the average of the whole image, channel by channel.
 
     max      y = the largest real element of the window; dx collects dy where the maximum was
-    average  y = the sum of the window's real elements / d; each of them receives dy / d. The divisor d is kh * kw, or
-             without `count_include_pad` the number of real elements in the window
+    average  y = the sum of the window's real elements / d; each of them receives dy / d. The divisor d is the number
+             of elements in the window, real or padding (kh * kw, but for a window that reaches beyond the padding), or
+             without `count_include_pad` the number of real ones
     global   y = the mean over the image; dx = dy / (h * w)
 
-Shapes   x, dx (n, h, w, c); y, dy, index (n, ho, wo, c) with ho = floor((h + 2*ph - kh) / sh) + 1 and wo alike;
-         global: y, dy (n, c). kernel (kh, kw), stride (sh, sw) and padding (ph, pw) in elements; padding is at most
-         half the kernel (PyTorch's rule), so that every window holds a real element. index: int32, the maximum's
-         place in its image, row * w + column.
+Shapes   x, dx (n, h, w, c); y, dy, index (n, ho, wo, c) with ho and wo as in kernels/window.py; global: y, dy (n, c).
+         kernel (kh, kw), stride (sh, sw), padding (ph, pw) and dilation (dh, dw) in elements; padding is at most half
+         the kernel (PyTorch's rule). With `ceil_mode` the last windows may reach beyond the padding. Every window holds
+         a real element: a dilation by which one would not is refused (PyTorch gives -inf, and a place outside of the
+         image). index: int32, the maximum's place in its image, row * w + column.
 Edges    Padding never is the maximum, not even of negative elements. Of equal elements the first in row-major order
          wins; in a window with NaN the maximum is NaN and the index that of its last NaN (PyTorch's rules). An element
          that is the maximum of several windows collects from each. Averages: a NaN reaches the windows that hold it.
@@ -20,20 +22,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.window import Pair, cropped, padded, windows_of
+from kernels.pooling.geometry import Geometry
+from kernels.window import Pair, padded, windows_of
 
 Array = NDArray[Any]
 Shape4 = tuple[int, int, int, int]
 
 
 def max_pool2d_forward_reference(
-    x: Array, kernel: Pair, stride: Pair, padding: Pair
+    x: Array, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair = (1, 1), ceil_mode: bool = False
 ) -> tuple[Array, NDArray[np.int32]]:
     """(y, index): tap after tap, in row-major order, the best so far."""
-    height, width = x.shape[1:3]
-    places = np.arange(height * width, dtype=np.int32).reshape(1, height, width, 1)
-    value_windows = windows_of(padded(x, padding), kernel, stride)
-    place_windows = windows_of(padded(places, padding, fill=-1), kernel, stride)  # -1 marks padding
+    _, height, width, c = x.shape
+    geometry = Geometry(height, width, c, kernel, stride, padding, dilation, ceil_mode)
+    value_windows = _windows(_surrounded(x, geometry), geometry)
+    place_windows = _place_windows(geometry)
 
     y = np.full(value_windows.shape[:4], -np.inf, x.dtype)
     index = np.full(y.shape, -1, np.int32)
@@ -55,38 +58,50 @@ def max_pool2d_backward_reference(
     kernel: Pair,
     stride: Pair,
     padding: Pair,
+    dilation: Pair = (1, 1),
+    ceil_mode: bool = False,
 ) -> Array:
     """The gradient dx, of shape `dx_shape` (n, h, w, c): each window's dy goes to its maximum's place."""
-    height, width = dx_shape[1:3]
-    places = np.arange(height * width, dtype=np.int32).reshape(1, height, width, 1)
-    place_windows = windows_of(padded(places, padding, fill=-1), kernel, stride)
-    dxp = padded(np.zeros(dx_shape, dy.dtype), padding)
-    windows = windows_of(dxp, kernel, stride)
+    geometry = Geometry(*dx_shape[1:], kernel, stride, padding, dilation, ceil_mode)
+    place_windows = _place_windows(geometry)
+    surrounded = _surrounded(np.zeros(dx_shape, dy.dtype), geometry)
+    windows = _windows(surrounded, geometry)
     for i in range(kernel[0]):
         for j in range(kernel[1]):
             windows[..., i, j] += np.where(place_windows[..., i, j] == index, dy, 0)
-    return cropped(dxp, padding)
+    return _image(surrounded, geometry)
 
 
 @np.errstate(invalid="ignore", over="ignore")
-def avg_pool2d_forward_reference(x: Array, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool) -> Array:
+def avg_pool2d_forward_reference(
+    x: Array, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool, ceil_mode: bool = False
+) -> Array:
     """The output y (n, ho, wo, c)."""
-    total: Array = windows_of(padded(x, padding), kernel, stride).sum(axis=(-2, -1))
-    return total / _divisor(x.shape, kernel, stride, padding, count_include_pad).astype(x.dtype)
+    _, height, width, c = x.shape
+    geometry = Geometry(height, width, c, kernel, stride, padding, ceil_mode=ceil_mode)
+    total: Array = _windows(_surrounded(x, geometry), geometry).sum(axis=(-2, -1))
+    return total / _divisor(geometry, count_include_pad).astype(x.dtype)
 
 
 @np.errstate(invalid="ignore", over="ignore")
 def avg_pool2d_backward_reference(
-    dy: Array, dx_shape: Shape4, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool
+    dy: Array,
+    dx_shape: Shape4,
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+    count_include_pad: bool,
+    ceil_mode: bool = False,
 ) -> Array:
     """The gradient dx, of shape `dx_shape` (n, h, w, c)."""
-    share = dy / _divisor(dx_shape, kernel, stride, padding, count_include_pad).astype(dy.dtype)
-    dxp = padded(np.zeros(dx_shape, dy.dtype), padding)
-    windows = windows_of(dxp, kernel, stride)
+    geometry = Geometry(*dx_shape[1:], kernel, stride, padding, ceil_mode=ceil_mode)
+    share = dy / _divisor(geometry, count_include_pad).astype(dy.dtype)
+    surrounded = _surrounded(np.zeros(dx_shape, dy.dtype), geometry)
+    windows = _windows(surrounded, geometry)
     for i in range(kernel[0]):
         for j in range(kernel[1]):
             windows[..., i, j] += share  # within one tap no two windows overlap
-    return cropped(dxp, padding)
+    return _image(surrounded, geometry)
 
 
 @np.errstate(invalid="ignore", over="ignore")
@@ -101,8 +116,31 @@ def global_avg_pool2d_backward_reference(dy: Array, dx_shape: Shape4) -> Array:
     return np.broadcast_to(dy[:, None, None, :] / (height * width), dx_shape).copy()
 
 
-def _divisor(shape: tuple[int, ...], kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool) -> Array:
-    """(1, ho, wo, 1): by how much the sum of each window of an image (n, h, w, c) is divided."""
-    real = np.ones((1, *shape[1:3], 1))
-    windows = windows_of(padded(real, padding, fill=1 if count_include_pad else 0), kernel, stride)
-    return windows.sum(axis=(-2, -1))
+def _divisor(geometry: Geometry, count_include_pad: bool) -> Array:
+    """(1, ho, wo, 1): by how much the sum of each window is divided."""
+    real = np.ones((1, geometry.height, geometry.width, 1))
+    counted = _surrounded(real, geometry, fill=1 if count_include_pad else 0)
+    return _windows(counted, geometry).sum(axis=(-2, -1))
+
+
+def _place_windows(geometry: Geometry) -> Array:
+    """Of each window's taps, the place in the image; -1 marks what is outside."""
+    height, width = geometry.height, geometry.width
+    places = np.arange(1, height * width + 1, dtype=np.int32).reshape(1, height, width, 1)
+    return _windows(_surrounded(places, geometry), geometry) - 1
+
+
+def _surrounded(x: Array, geometry: Geometry, fill: int = 0) -> Array:
+    """A copy of x (n, h, w, c) with padding of value `fill`, and zeros as far beyond it as the last window reaches."""
+    down, across = geometry.beyond
+    return np.pad(padded(x, geometry.padding, fill), ((0, 0), (0, down), (0, across), (0, 0)))
+
+
+def _image(surrounded: Array, geometry: Geometry) -> Array:
+    """A copy of what `_surrounded` was made of."""
+    ph, pw = geometry.padding
+    return surrounded[:, ph : ph + geometry.height, pw : pw + geometry.width].copy()
+
+
+def _windows(surrounded: Array, geometry: Geometry) -> Array:
+    return windows_of(surrounded, geometry.kernel, geometry.stride, geometry.dilation)

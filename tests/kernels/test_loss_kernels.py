@@ -36,9 +36,9 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 
 def loss_of(run: EmulatorRunner, logits: Any, targets: Any, *options: Any, **more: Any) -> tuple[Any, np.ndarray]:
     logits, targets = np.array(logits, np.float32), np.array(targets, np.int64)
-    smoothing, ignore_index, reduction = (*options, *(0.0, IGNORE, "mean")[len(options) :])
-    loss, dlogits = run.empty(()), run.empty(logits.shape)
-    cross_entropy(run, logits, targets, loss, dlogits, smoothing, ignore_index, reduction, **more)
+    smoothing, ignore_index, reduction, weight = (*options, *(0.0, IGNORE, "mean", None)[len(options) :])
+    loss, dlogits = run.empty(targets.shape if reduction == "none" else ()), run.empty(logits.shape)
+    cross_entropy(run, logits, targets, loss, dlogits, smoothing, ignore_index, reduction, weight, **more)
     return loss, dlogits
 
 
@@ -48,11 +48,18 @@ def loss_of(run: EmulatorRunner, logits: Any, targets: Any, *options: Any, **mor
 def test_within_the_error_budget(run, rng, technique: str, shape: tuple[int, int], ignore_index: int) -> None:
     logits = (4 * rng.standard_normal(shape)).astype(np.float32)
     targets = rng.integers(0, shape[1], shape[0])
-    for smoothing, reduction in ((0.0, "mean"), (0.1, "sum")):
-        options = smoothing, ignore_index, reduction
+    weight = rng.uniform(0.1, 3, shape[1]).astype(np.float32)
+    for options in (
+        (0.0, ignore_index, "mean", None),
+        (0.1, ignore_index, "sum", None),
+        (0.1, ignore_index, "none", None),
+        (0.1, ignore_index, "mean", weight),
+        (0.0, ignore_index, "none", weight),
+    ):
+        smoothing, _, reduction, given = options
         got = loss_of(run, logits, targets, *options, technique=technique)
         expected = cross_entropy_reference(logits.astype(np.float64), targets, *options)
-        bounds = cross_entropy_bounds(logits, targets, smoothing, reduction, ignore_index)
+        bounds = cross_entropy_bounds(logits, targets, smoothing, reduction, ignore_index, given)
         for name, a, b in zip(("loss", "dlogits"), got, expected, strict=True):
             assert compare(a, b, bounds[name]).passed, compare(a, b, bounds[name])
 
@@ -60,8 +67,8 @@ def test_within_the_error_budget(run, rng, technique: str, shape: tuple[int, int
 def test_a_long_batch_loses_no_accuracy(run) -> None:
     """Added one by one in float32, 300,000 losses of log 2 would be off by parts in a thousand."""
     n = 300_000
-    losses, summary, loss = np.full(n, np.log(2), np.float32), np.array([n, n]), run.empty(())
-    run(cross_entropy_sum(False), losses, summary, loss, n)
+    losses, divisor, loss = np.full(n, np.log(2), np.float32), np.array([n], np.float32), run.empty(())
+    run(cross_entropy_sum(False), losses, divisor, loss, n)
     assert abs(float(loss) - n * float(losses[0])) <= 2**-24 * float(loss)
 
 
@@ -100,24 +107,42 @@ def test_a_target_that_is_no_class_is_named_before_anything_is_written(run, targ
 
 
 @pytest.mark.parametrize("bad", [3, -1, 2**40])
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_unchecked_a_target_that_is_no_class_makes_the_loss_nan(run, bad: int, reduction: str) -> None:
-    loss, _ = loss_of(run, np.zeros((4, 3)), [0, 1, bad, 2], 0.0, IGNORE, reduction, check=False)
-    assert np.isnan(loss)
-    loss, _ = loss_of(run, np.zeros((4, 3)), [0, 1, IGNORE, 2], 0.0, IGNORE, reduction, check=False)
-    assert np.isfinite(loss)
+    for weight in (None, np.ones(3, np.float32)):
+        options = 0.0, IGNORE, reduction, weight
+        loss, _ = loss_of(run, np.zeros((4, 3)), [0, 1, bad, 2], *options, check=False)
+        assert np.isnan(loss).any()
+        if reduction == "none":
+            assert np.isnan(loss).tolist() == [False, False, True, False]
+        loss, _ = loss_of(run, np.zeros((4, 3)), [0, 1, IGNORE, 2], *options, check=False)
+        assert np.isfinite(loss).all()
 
 
 def test_the_targets_are_counted_over_more_rows_than_threads(run, rng) -> None:
     n = 3 * BLOCK + 7
     targets = rng.integers(0, 5, n)
     targets[::3] = IGNORE
-    summary = run.empty((2,), np.int64)
-    run(cross_entropy_targets(5), targets, summary, IGNORE, n)
-    assert summary.tolist() == [(targets != IGNORE).sum(), n]
+    first, divisor = run.empty((1,), np.int64), run.empty((1,))
+    weight = np.array([1, 2, 4, 8, 0.5], np.float32)
+    for weighted, expected in (
+        (False, (targets != IGNORE).sum()),
+        (True, weight[targets[targets != IGNORE]].astype(np.float64).sum()),  # exact
+    ):
+        run(cross_entropy_targets(5, weighted), targets, weight, first, divisor, IGNORE, n)
+        assert (first[0], divisor[0]) == (n, expected)
     targets[[n - 1, 500]] = 5
-    run(cross_entropy_targets(5), targets, summary, IGNORE, n)
-    assert summary[1] == 500
+    run(cross_entropy_targets(5, True), targets, weight, first, divisor, IGNORE, n)
+    assert first[0] == 500
+
+
+def test_many_rows_and_weights_are_counted_exactly(run) -> None:
+    """In a plain float32 sum, 300,000 weights of 0.1 would be off by parts in a million."""
+    n = 300_000
+    first, divisor, weight = run.empty((1,), np.int64), run.empty((1,)), np.full(2, 0.1, np.float32)
+    for weighted, expected in ((False, n), (True, n * float(weight[0]))):
+        run(cross_entropy_targets(2, weighted), np.zeros(n, np.int64), weight, first, divisor, IGNORE, n)
+        assert divisor[0] == np.float32(expected)
 
 
 @pytest.mark.parametrize("lanes", LANES.values())
@@ -126,8 +151,8 @@ def test_wide_indices_give_the_same_bits(run, rng, lanes: int) -> None:
     found = []
     for index in (uint32, int64):
         losses, dlogits = run.empty((n,)), run.empty((n, 11))
-        numbers = 1.0, 0.0, IGNORE, n
-        run(cross_entropy_rows(index, 11, lanes, True), logits, targets, np.array([n, n]), losses, dlogits, *numbers)
+        inputs = logits, targets, np.arange(11, dtype=np.float32), np.array([n], np.float32)
+        run(cross_entropy_rows(index, 11, lanes, True, True), *inputs, losses, dlogits, 0.9, 0.1, IGNORE, n)
         found.append((losses, dlogits))
     assert all(same_bits(a, b) for a, b in zip(*found, strict=True))
 
@@ -143,8 +168,12 @@ def test_shapes_that_do_not_fit_are_refused(run) -> None:
     ):
         with pytest.raises(ShapeError, match=re.escape(f"cross_entropy: {message}")):
             cross_entropy(run, *arrays, 0.0, IGNORE, "mean")
-    with pytest.raises(ValueError, match="reduction 'none' is not known"):
+    with pytest.raises(ShapeError, match=re.escape("cross_entropy: loss has shape (), expected (4,)")):
         cross_entropy(run, x, t, loss, x, 0.0, IGNORE, "none")
+    with pytest.raises(ShapeError, match=re.escape("cross_entropy: weight has shape (4,), expected (3,)")):
+        cross_entropy(run, x, t, loss, x, 0.0, IGNORE, "mean", x[:, 0].copy())
+    with pytest.raises(ValueError, match="reduction 'each' is not known"):
+        cross_entropy(run, x, t, loss, x, 0.0, IGNORE, "each")
     with pytest.raises(TypeError, match="targets has dtype int32, expected int64"):
         cross_entropy(run, x, t.astype(np.int32), loss, x, 0.0, IGNORE, "mean")
     for arrays, message in (

@@ -18,11 +18,17 @@ class Pool(NamedTuple):
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    ceil_mode: bool = False
 
     @property
     def y(self) -> tuple[int, int, int, int]:
-        ho, wo = (output_size(*axis) for axis in zip(self.x[1:3], *self[1:], strict=True))
+        ho, wo = (output_size(*axis, self.ceil_mode) for axis in zip(self.x[1:3], *self[1:5], strict=True))
         return self.x[0], ho, wo, self.x[3]
+
+    @property
+    def averaged(self) -> tuple:
+        return self.kernel, self.stride, self.padding
 
 
 POOLS = [
@@ -39,6 +45,15 @@ POOLS = [
     Pool((2, 6, 6, 4), (4, 4), (1, 3), (2, 2)),
     Pool((2, 5, 3, 17), (5, 3), (5, 3)),  # one window
     Pool((3, 14, 14, 33), (2, 2), (2, 2)),
+    Pool((2, 7, 9, 4), (2, 2), (2, 2), ceil_mode=True),  # windows that end beyond the image
+    Pool((2, 6, 7, 5), (3, 3), (2, 2), (1, 1), ceil_mode=True),  # beyond the padding
+    Pool((2, 9, 11, 8), (3, 2), (2, 3), (1, 1), ceil_mode=True),  # the last across would begin in the padding
+    Pool((1, 2, 3, 4), (3, 5), (2, 3), (0, 2), ceil_mode=True),  # down, one that is larger than the image
+]
+DILATED = [
+    Pool((2, 9, 11, 3), (3, 2), (1, 2), (1, 1), (2, 3)),
+    Pool((2, 8, 9, 12), (2, 3), (2, 1), (1, 1), (3, 2)),
+    Pool((1, 7, 7, 4), (3, 3), (3, 3), (1, 0), (3, 2), ceil_mode=True),
 ]
 TECHNIQUES = [None, "scalar", "vector"]
 FAMILIES = ["ordinary", "ties", "special", "-inf"]
@@ -59,7 +74,7 @@ def values(rng: np.random.Generator, shape: tuple[int, ...], family: str) -> np.
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("technique", TECHNIQUES)
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("pool", POOLS, ids=str)
+@pytest.mark.parametrize("pool", [*POOLS, *DILATED], ids=str)
 def test_max(rng, pool: Pool, family: str, technique, offset: int) -> None:
     x = values(rng, pool.x, family)
     y, index = blank(pool.y, offset), blank(pool.y, offset, np.int32)
@@ -90,7 +105,7 @@ def test_a_nan_in_dy_reaches_one_element(rng, technique) -> None:
 @pytest.mark.parametrize("count_include_pad", [True, False])
 @pytest.mark.parametrize("pool", POOLS, ids=str)
 def test_average(rng, pool: Pool, count_include_pad: bool, technique, offset: int) -> None:
-    options = *pool[1:], count_include_pad
+    options = *pool.averaged, count_include_pad, pool.ceil_mode
     x = values(rng, pool.x, "ordinary")
     y = blank(pool.y, offset)
     pooling.avg_pool2d_forward(RUN, placed(x, offset), y, *options, technique=technique)
@@ -113,7 +128,7 @@ def test_average(rng, pool: Pool, count_include_pad: bool, technique, offset: in
 @pytest.mark.parametrize("count_include_pad", [True, False])
 @pytest.mark.parametrize("pool", [POOLS[4], POOLS[5]], ids=str)
 def test_averages_of_special_values(rng, pool: Pool, count_include_pad: bool, technique) -> None:
-    options = *pool[1:], count_include_pad
+    options = *pool.averaged, count_include_pad, pool.ceil_mode
     x, y = placed(values(rng, pool.x, "special")), blank(pool.y)
     pooling.avg_pool2d_forward(RUN, x, y, *options, technique=technique)
     expected = pooling.avg_pool2d_forward_reference(x, *options)
@@ -247,5 +262,13 @@ def test_shapes_that_do_not_fit() -> None:
         pooling.max_pool2d_forward(RUN, blank((2, 6)), right, place, *window)
     with pytest.raises(ShapeError, match="a kernel of 7 does not fit an axis of 6"):
         pooling.avg_pool2d_forward(RUN, x, right, (7, 7), (1, 1), (0, 0), True)
+    with pytest.raises(ShapeError, match=r"max_pool2d_forward: y has shape \(2, 3, 3, 3\), expected \(2, 3, 2, 3\)"):
+        pooling.max_pool2d_forward(RUN, blank((2, 5, 4, 3)), right, place, *window, (1, 1), True)
+    with pytest.raises(ShapeError, match="a kernel of 2 with dilation 6 does not fit an axis of 6"):
+        pooling.max_pool2d_forward(RUN, x, right, place, *window, (6, 1))
+    with pytest.raises(ShapeError, match="kernel of 2, stride 2 and padding 0, dilation 0; expected"):
+        pooling.max_pool2d_forward(RUN, x, right, place, *window, (0, 1))
+    with pytest.raises(ShapeError, match="holds padding alone"):
+        pooling.max_pool2d_forward(RUN, blank((2, 6, 1, 3)), right, place, (2, 2), (2, 2), (0, 1), (1, 2))
     with pytest.raises(ShapeError, match="at least one pixel"):
         pooling.global_avg_pool2d_forward(RUN, blank((2, 0, 3, 3)), blank((2, 3)))

@@ -110,9 +110,94 @@ def test_a_target_out_of_range_is_named_before_anything_is_written(target: int, 
         layer.forward(normal(3, 4), np.array([7, target, 9]))
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(
+    "options", [{}, {"label_smoothing": 0.1}, {"ignore_index": 2, "label_smoothing": 1.0}], ids=str
+)
+@pytest.mark.parametrize("weighted", [True, False])
+def test_weights_and_the_losses_of_single_rows_are_pytorchs(
+    backend, normal, rng, oracle, within, unit, reduction: str, options: dict[str, Any], weighted: bool
+) -> None:
+    n, classes = 9, 5
+    logits, targets = 3 * normal(n, classes), np.arange(n) % 3
+    weight = rng.uniform(0.1, 3, classes).astype(np.float32) if weighted else None
+    layer = nn.CrossEntropyLoss(weight, reduction=reduction, **options, device=backend)
+    dloss = (normal(n),) if reduction == "none" else ()
+    loss = layer.forward(logits, targets)
+    dlogits = layer.backward(*dloss)
+
+    theirs = oracle.tensor(logits).requires_grad_()
+    weights = None if weight is None else oracle.tensor(weight)
+    expected = oracle.torch.nn.CrossEntropyLoss(weights, reduction=reduction, **options)(theirs, oracle.tensor(targets))
+    expected.backward(*(oracle.tensor(part) for part in dloss))
+
+    # As above; a weight is a factor of up to 3 and two roundings more.
+    size = np.abs(logits).max() + np.log(classes)
+    error = 3 * (classes + 10) * unit * (1 + size)
+    counted = np.count_nonzero(targets != layer.ignore_index)
+    share = 1.0
+    if reduction == "mean":
+        share = counted if weight is None else weight[targets[targets != layer.ignore_index]].sum()
+    assert loss.shape == ((n,) if reduction == "none" else ())
+    within(loss, expected.detach().numpy(), (counted + 4) * error * counted / share, "loss")
+    within(dlogits, theirs.grad.numpy(), 6 * error / share * np.abs(dloss or 1).max(), "dlogits")
+
+
+def test_equal_weights_change_no_mean(backend, normal, same_bits) -> None:
+    logits, targets = normal(6, 4), np.array([0, 1, 2, 3, 3, 1])
+    plain, weighted = nn.CrossEntropyLoss(device=backend), nn.CrossEntropyLoss([4] * 4, device=backend)
+    assert same_bits(plain.forward(logits, targets), weighted.forward(logits, targets))
+    assert same_bits(plain.backward(), weighted.backward())
+
+
+def test_the_gradient_of_single_rows_is_wanted_once(backend, normal) -> None:
+    logits, targets = normal(3, 4), np.array([0, 3, 1])
+    layer = nn.CrossEntropyLoss(reduction="none", device=backend)
+    layer.forward(logits, targets)
+    with pytest.raises(TypeError, match=r"with reduction='none' give the gradient of each row's loss, of shape \(n,\)"):
+        layer.backward()
+    with pytest.raises(ShapeError, match=r"CrossEntropyLoss: the gradient has shape \(2,\), expected \(3,\)"):
+        layer.backward(np.ones(2, backend.dtype))
+    assert layer.backward(np.ones(3, backend.dtype)).shape == (3, 4)
+    with pytest.raises(RuntimeError, match="there is no forward pass"):
+        layer.backward(np.ones(3, backend.dtype))
+
+
+def test_weights_are_a_buffer(backend, cpu) -> None:
+    layer = nn.CrossEntropyLoss([1, 2.5], device=backend)
+    assert list(layer.state_dict()) == ["weight"]
+    assert layer.weight.dtype == backend.dtype
+    assert layer.to(cpu).weight.dtype == cpu.dtype
+    assert not nn.CrossEntropyLoss(device=backend).state_dict()
+    with pytest.raises(
+        ShapeError, match=r"CrossEntropyLoss: weight has shape \(2,\), expected \(3,\) for logits of shape \(4, 3\)"
+    ):
+        layer.forward(np.zeros((4, 3), cpu.dtype), np.zeros(4, np.int64))
+
+
+def test_weights_that_are_none_are_named() -> None:
+    for weight, error, message in (
+        (7, ShapeError, r"weight has shape \(\), expected \(classes,\)"),
+        ([[1, 2]], ShapeError, r"weight has shape \(1, 2\), expected \(classes,\)"),
+        ([1, -2, 3], ValueError, r"weight\[1\] is -2, expected a finite number that is not negative"),
+        ([1, 2, np.nan], ValueError, r"weight\[2\] is nan, expected a finite number"),
+        ([np.inf], ValueError, r"weight\[0\] is inf, expected a finite number"),
+        ("heavy", TypeError, r"weight must be a number for each class, got 'heavy'"),
+    ):
+        with pytest.raises(error, match=f"CrossEntropyLoss: {message}"):
+            nn.CrossEntropyLoss(weight)
+
+
+def test_it_prints_what_is_not_the_default() -> None:
+    assert repr(nn.CrossEntropyLoss()) == "CrossEntropyLoss()"
+    assert repr(nn.CrossEntropyLoss(reduction="none", label_smoothing=0.1)) == (
+        "CrossEntropyLoss(reduction='none', label_smoothing=0.1)"
+    )
+
+
 def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="reduction is 'none', expected 'mean' or 'sum'"):
-        nn.CrossEntropyLoss(reduction="none")
+    with pytest.raises(ValueError, match="reduction is 'each', expected 'mean', 'sum' or 'none'"):
+        nn.CrossEntropyLoss(reduction="each")
     for smoothing in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match=f"label_smoothing is {smoothing}, expected 0 to 1"):
             nn.CrossEntropyLoss(label_smoothing=smoothing)

@@ -10,19 +10,21 @@ GRAIN_ELEMENTS = 1 << 15
 
 
 @compiled
-def _max_pool(first, last, x, y, index, kh, kw, sh, sw, ph, pw):
+def _max_pool(first, last, x, y, index, kh, kw, sh, sw, ph, pw, dh, dw):
     _, h, w, c = x.shape
     _, ho, wo, _ = y.shape
     for n in range(first, last):
         for i in range(ho):
-            top, bottom = max(i * sh - ph, 0), min(i * sh - ph + kh, h)
+            top, bottom = i * sh - ph, min(i * sh - ph + dh * (kh - 1) + 1, h)
+            top = top % dh if top < 0 else top  # the first tap that is no padding
             for j in range(wo):
-                left, right = max(j * sw - pw, 0), min(j * sw - pw + kw, w)
+                left, right = j * sw - pw, min(j * sw - pw + dw * (kw - 1) + 1, w)
+                left = left % dw if left < 0 else left
                 best, place = y[n, i, j], index[n, i, j]
                 best[:] = x[n, top, left]
                 place[:] = np.int32(top * w + left)
-                for r in range(top, bottom):
-                    for s in range(left, right):
+                for r in range(top, bottom, dh):
+                    for s in range(left, right, dw):
                         here = np.int32(r * w + s)
                         for k in range(c):
                             v = x[n, r, s, k]
@@ -106,24 +108,58 @@ class PoolingOps(CpuDevice):
     """The pooling part of the CPU backend; see `Backend` for the operations."""
 
     def max_pool2d_forward(
-        self, x: np.ndarray, y: np.ndarray, index: np.ndarray, kernel: Pair, stride: Pair, padding: Pair
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        index: np.ndarray,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair = (1, 1),
+        ceil_mode: bool = False,
     ) -> None:
-        self.workers.run(_max_pool, len(x), _grain(x), x, y, index, *kernel, *stride, *padding)
+        del ceil_mode  # y's shape says how many windows there are
+        self.workers.run(_max_pool, len(x), _grain(x), x, y, index, *kernel, *stride, *padding, *dilation)
 
     def max_pool2d_backward(
-        self, dy: np.ndarray, index: np.ndarray, dx: np.ndarray, kernel: Pair, stride: Pair, padding: Pair
+        self,
+        dy: np.ndarray,
+        index: np.ndarray,
+        dx: np.ndarray,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair = (1, 1),
+        ceil_mode: bool = False,
     ) -> None:
-        del kernel, stride, padding  # a GPU gathers over windows and needs them; `index` is enough to scatter
+        # A GPU gathers over windows and needs these; `index` is enough to scatter.
+        del kernel, stride, padding, dilation, ceil_mode
         self.workers.run(_max_pool_backward, len(dx), _grain(dx), dy, index, dx)
 
     def avg_pool2d_forward(
-        self, x: np.ndarray, y: np.ndarray, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        count_include_pad: bool,
+        ceil_mode: bool = False,
     ) -> None:
+        del ceil_mode  # y's shape says how many windows there are
         self.workers.run(_avg_pool, len(x), _grain(x), x, y, *kernel, *stride, *padding, count_include_pad)
 
     def avg_pool2d_backward(
-        self, dy: np.ndarray, dx: np.ndarray, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool
+        self,
+        dy: np.ndarray,
+        dx: np.ndarray,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        count_include_pad: bool,
+        ceil_mode: bool = False,
     ) -> None:
+        del ceil_mode
         self.workers.run(_avg_pool_backward, len(dx), _grain(dx), dy, dx, *kernel, *stride, *padding, count_include_pad)
 
     def global_avg_pool2d_forward(self, x: np.ndarray, y: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""Checks of the loss and of the metrics beside it."""
+"""Checks of the loss, and of the rows that its gradient is made of."""
 
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minidl.backends import Backend
-from minidl.lab.budget import TINY, U, summation
+from minidl.lab.budget import TINY, U
 from minidl.lab.inputs import FAMILIES, Floats, normal
 from minidl.lab.operations.case import (
     Arrays,
@@ -19,6 +19,7 @@ from minidl.lab.operations.case import (
     exact,
     in_all_layouts,
     label,
+    relative,
     within,
 )
 
@@ -27,13 +28,25 @@ Targets = NDArray[np.int64]
 
 
 def cross_entropy_bounds(
-    logits: Host, targets: Targets, smoothing: float, reduction: str, ignore_index: int = IGNORE
+    logits: Host,
+    targets: Targets,
+    smoothing: float,
+    reduction: str,
+    ignore_index: int = IGNORE,
+    weight: Host | None = None,
 ) -> Values:
-    """Of the loss and its gradient, by float32's rules for log p = (z - max z) - log(sum(exp(z - max z)))."""
+    """Of the loss and its gradient, by float32's rules for log p = (z - max z) - log(sum(exp(z - max z))).
+
+    Sums are compensated, or in float64: whatever their length, 1 rounding for the result and 1 for what its parts lost.
+    """
     counted = targets != ignore_index
     classes = logits.shape[1]
     z = logits.astype(np.float64)
-    q = (1 - smoothing) * (targets[:, None] == np.arange(classes)) + smoothing / classes
+    weights = np.ones(classes) if weight is None else weight.astype(np.float64)
+    q = ((1 - smoothing) * (targets[:, None] == np.arange(classes)) + smoothing / classes) * weights
+    mass = q.sum(axis=1, keepdims=True)
+    # (1 - smoothing) + smoothing / classes, and the product with a weight; the sum over classes, where not all are 1.
+    of_q, of_mass = (3, 0) if weight is None else (4, 6)
     s = z - z.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(s).sum(axis=1, keepdims=True))
     log_p = s - log_sum
@@ -41,20 +54,25 @@ def cross_entropy_bounds(
     # An error of s is a relative error of exp(s); the function itself is good to 2 units in the last place, 4 U. Where
     # exp(s) is 0 it has none. The sum weighs them with p and adds its own roundings.
     of_exp = np.where(p > 0, U * np.abs(s), 0) + 4 * U
-    of_sum = (p * of_exp).sum(axis=1, keepdims=True) + summation(classes)
+    of_sum = (p * of_exp).sum(axis=1, keepdims=True) + 2 * U
     # The logarithm, 2 U of itself; the two differences.
     of_log_p = U * np.abs(s) + of_sum + 2 * U * log_sum + U * np.abs(log_p)
     of_p = p * (np.where(p > 0, of_log_p, 0) + 4 * U)
-    # p - q: q is (1 - smoothing) + smoothing / classes, then the difference, the factor 1 / rows and its product.
-    of_difference = of_p + 3 * U * q + U * np.abs(p - q)
-    count = max(int(counted.sum()), 1) if reduction == "mean" else 1
-    dlogits = (of_difference + 2 * U * np.abs(p - q)) / count + TINY
-    # A row's loss is a sum over classes, the loss a sum over rows.
+    # mass * p - q, then the factor 1 / divisor and its product.
+    difference = mass * p - q
+    of_difference = mass * of_p + (of_mass + 1) * U * mass * p * (of_mass > 0) + of_q * U * q + U * np.abs(difference)
+    divisor = (weights[targets[counted]].sum() or 1.0) if reduction == "mean" else 1.0
+    of_divisor = 0 if weight is None or reduction != "mean" else 2 * U
+    dlogits = (of_difference + (2 * U + of_divisor) * np.abs(difference) + TINY) / divisor + TINY
+    # A row's loss is a sum over classes of products, the loss a sum over rows.
     row = (np.where(q > 0, q * of_log_p, 0)).sum(axis=1)
     size = np.where(q > 0, q * np.abs(log_p), 0).sum(axis=1)
-    row += (summation(classes) + 2 * U) * size
-    loss = (row[counted].sum() + (summation(int(counted.sum())) + 2 * U) * size[counted].sum()) / count + TINY
-    return {"loss": loss, "dlogits": np.where(counted[:, None], dlogits, 0)}
+    row += (2 + 1 + of_q) * U * size + TINY
+    dlogits = np.where(counted[:, None], dlogits, 0)
+    if reduction == "none":
+        return {"loss": np.where(counted, row, 0), "dlogits": dlogits}
+    loss = (row[counted].sum() + (2 * U + U + of_divisor) * size[counted].sum()) / divisor + TINY
+    return {"loss": loss, "dlogits": dlogits}
 
 
 LogitsFamily = Callable[[np.random.Generator, tuple[int, int]], Floats]
@@ -115,14 +133,34 @@ LOGITS: dict[str, LogitsFamily] = {
 }
 
 
+WEIGHTS: dict[str, Callable[[int], Host]] = {  # of so many classes
+    "uneven": lambda classes: 0.1 + np.arange(classes) * 0.618 % 3,
+    "equal": lambda classes: np.full(classes, 7),
+    "zero": lambda classes: np.zeros(classes),
+    "some-zero": lambda classes: np.where(np.arange(classes) % 2, 2, 0),
+    "mixed-scales": lambda classes: np.logspace(-6, 6, classes),
+    "tenths": lambda classes: np.full(classes, 0.7),
+}
+# Rows whose losses are all equal: in a plain float32 sum, all additions between two powers of two round the same way,
+# so that the error grows with their number: with 7 classes to three times the bound. A compensated one keeps to 2
+# roundings.
+LONG = (65537, 7)
+
+
 def cross_entropy_cases() -> Iterator[Case]:
     """Of cross_entropy."""
 
     def case(
-        name: str, shape: tuple[int, int], smoothing: float = 0.0, reduction: str = "mean", ignored: float = 0.0
+        name: str,
+        shape: tuple[int, int],
+        smoothing: float = 0.0,
+        reduction: str = "mean",
+        ignored: float = 0.0,
+        weights: str = "",
     ) -> Case:
         def make(rng: np.random.Generator) -> Problem:
             logits = LOGITS[name](rng, shape)
+            weight = WEIGHTS[weights](shape[1]).astype(np.float32) if weights else None
             targets = rng.integers(0, shape[1], shape[0], np.int64)
             if name == "minus-inf-at-target":
                 targets[shape[0] // 2] = 0
@@ -130,17 +168,17 @@ def cross_entropy_cases() -> Iterator[Case]:
 
             def call(backend: Backend, a: Arrays) -> None:
                 arrays = a["logits"], a["targets"], a["loss"], a["dlogits"]
-                backend.cross_entropy(*arrays, smoothing, IGNORE, reduction)
+                backend.cross_entropy(*arrays, smoothing, IGNORE, reduction, a.get("weight"))
 
             return Problem(
-                inputs={"logits": logits, "targets": targets},
-                outputs={"loss": Output(()), "dlogits": Output(shape)},
+                inputs={"logits": logits, "targets": targets} | ({} if weight is None else {"weight": weight}),
+                outputs={"loss": Output(shape[:1] if reduction == "none" else ()), "dlogits": Output(shape)},
                 call=call,
-                bounds=within(**cross_entropy_bounds(logits, targets, smoothing, reduction)),
+                bounds=within(**cross_entropy_bounds(logits, targets, smoothing, reduction, weight=weight)),
             )
 
         words = (f"smoothing-{smoothing}" if smoothing else "", reduction, f"ignored-{ignored}" if ignored else "")
-        return Case(label(name, shape, *words), make)
+        return Case(label(name, shape, *words, f"{weights}-weights" if weights else ""), make)
 
     for shape in ((0, 3), (1, 1), (1, 2), (5, 1), (3, 10), (17, 1000), (127, 10), (2000, 33)):
         yield case("ordinary", shape)
@@ -152,6 +190,20 @@ def cross_entropy_cases() -> Iterator[Case]:
         yield case("ordinary", (33, 10), smoothing, reduction, ignored)
         yield case("nan-row", (33, 10), smoothing, reduction, ignored)
     yield from in_all_layouts(case("ordinary", (19, 7), 0.2))
+    yield case("zeros", LONG, reduction="sum")
+    for shape, smoothing in product(((0, 3), (1, 1), (3, 10), (17, 1000), (127, 33)), (0.0, 0.1)):
+        yield case("ordinary", shape, smoothing, "none")
+        for reduction in ("mean", "sum", "none"):
+            yield case("ordinary", shape, smoothing, reduction, 0.3, "uneven")
+    for name in ("nan-row", "inf-row", "minus-inf-row", "one-minus-inf", "minus-inf-at-target", "mean-1e4"):
+        yield case(name, (33, 10), 0.1, "none")
+        yield case(name, (33, 10), 0.1, "mean", 0.0, "some-zero")
+    for reduction, smoothing, ignored in product(("mean", "none"), (0.0, 0.1), (0.3, 1.0)):
+        yield case("ordinary", (33, 10), smoothing, reduction, ignored, "zero")
+    for weights in ("mixed-scales", "equal"):
+        yield case("ordinary", (33, 10), 0.1, "mean", 0.0, weights)
+    yield from in_all_layouts(case("ordinary", (19, 7), 0.2, "none", 0.0, "uneven"))
+    yield case("zeros", LONG, 0.1, "mean", 0.0, "tenths")
     for target, row in product((-1, 10, 2**40), (0, 300)):
         yield _no_class_case(target, row)
 
@@ -185,75 +237,29 @@ def _no_class_case(target: int, row: int) -> Case:
     return Case(label("no-class", f"target-{target}", f"row-{row}"), make)
 
 
-def count_correct_cases() -> Iterator[Case]:
-    """Of count_correct. Ties are many, some targets are to be ignored."""
+def scale_rows_cases() -> Iterator[Case]:
+    """Of scale_rows: one rounding."""
 
-    def case(name: str, shape: tuple[int, int], best: bool) -> Case:
+    def case(name: str, shape: tuple[int, int]) -> Case:
         def make(rng: np.random.Generator) -> Problem:
-            logits = LOGITS[name](rng, shape) if name in LOGITS else FAMILIES[name](rng, shape)
-            if name == "ordinary":
-                logits = np.round(logits)
-            targets = rng.integers(0, shape[1], shape[0], np.int64)
-            if best:  # the first of the largest, in most rows
-                targets = np.where(rng.uniform(size=shape[0]) < 0.8, logits.argmax(axis=1), targets)
-            targets[rng.uniform(size=shape[0]) < 0.1] = IGNORE
             return Problem(
-                inputs={"logits": logits, "targets": targets},
-                outputs={"correct": Output((), np.int64)},
-                call=lambda backend, a: backend.count_correct(a["logits"], a["targets"], a["correct"]),
-                bounds=exact,
+                inputs={"x": FAMILIES[name](rng, shape), "factors": FAMILIES[name](rng, (shape[0], 1))[:, 0].copy()},
+                outputs={"y": Output(shape)},
+                call=lambda backend, a: backend.scale_rows(a["x"], a["factors"], a["y"]),
+                bounds=relative(1),
             )
 
-        return Case(label(name, shape, "mostly-correct" if best else ""), make)
+        return Case(label(name, shape), make)
 
-    for shape, best in product(((0, 3), (1, 1), (7, 2), (127, 10), (1000, 33)), (False, True)):
-        yield case("ordinary", shape, best)
-    for name in (*(name for name in LOGITS if name != "ordinary"), "nan", "minus-inf-and-inf"):
-        yield case(name, (33, 10), best=True)
-    yield from in_all_layouts(case("ordinary", (19, 7), best=True))
-
-
-def all_finite_cases() -> Iterator[Case]:
-    """Of all_finite: one number that is not finite, in any place."""
-
-    def case(name: str, shape: tuple[int, ...], place: float | None, value: float = 1.0) -> Case:
-        def make(rng: np.random.Generator) -> Problem:
-            x = normal(0, 1e30)(rng, shape)
-            if place is not None:
-                x.reshape(-1)[int(place * (x.size - 1))] = value
-
-            def call(backend: Backend, a: Arrays) -> None:
-                a["finite"][...] = backend.all_finite(a["x"])
-
-            return Problem(inputs={"x": x}, outputs={"finite": Output((), np.bool_)}, call=call, bounds=exact)
-
-        return Case(label(name, shape, "" if place is None else f"at-{place:g}"), make)
-
-    for shape in ((0, 3), (1,), (2, 7, 5, 3), (70001,)):
-        yield case("finite", shape, None)
-    bad = {"nan": np.nan, "inf": np.inf, "minus-inf": -np.inf}
-    for (name, value), shape, place in product(bad.items(), ((1,), (129,), (70001,)), (0.0, 0.5, 1.0)):
-        yield case(name, shape, place, value)
-    yield case("largest", (5,), 0.5, float(np.finfo(np.float32).max))
-    yield from in_all_layouts(case("nan", (9, 3), 0.9, np.nan))
-    yield Case("nan/64x8260/one-a-row", _one_nan_a_row)
-
-
-def _one_nan_a_row(rng: np.random.Generator) -> Problem:
-    """Each row is an array of its own; their NaNs lie all over the row, and in its last element."""
-    rows, length = 64, 8260
-    x = normal(0, 1)(rng, (rows, length))
-    x[np.arange(rows), np.linspace(0, length - 1, rows).astype(np.int64)] = np.nan
-
-    def call(backend: Backend, a: Arrays) -> None:
-        for row in range(rows):
-            a["finite"][row] = backend.all_finite(a["x"][row])
-
-    return Problem(inputs={"x": x}, outputs={"finite": Output((rows,), np.bool_)}, call=call, bounds=exact)
+    for shape in ((0, 3), (1, 1), (5, 1), (1, 7), (127, 10), (2000, 33)):
+        yield case("ordinary", shape)
+    for name in FAMILIES:
+        if name != "ordinary":
+            yield case(name, (33, 10))
+    yield from in_all_layouts(case("ordinary", (19, 7)))
 
 
 CASES = {
     "cross_entropy": cross_entropy_cases,
-    "count_correct": count_correct_cases,
-    "all_finite": all_finite_cases,
+    "scale_rows": scale_rows_cases,
 }

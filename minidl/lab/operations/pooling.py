@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.pooling import max_pool2d_forward_reference
-from kernels.window import output_size
+from kernels.window import pooled_size
 from minidl.backends import Pair
 from minidl.lab import bounds
 from minidl.lab.inputs import FAMILIES, Family, integers
@@ -17,27 +17,36 @@ PLAIN = FAMILIES["ordinary"]
 
 
 class Geometry(NamedTuple):
-    """A pooling: x (n, h, w, c), kernel, stride and padding."""
+    """A pooling: x (n, h, w, c) and the window; averages have no dilation."""
 
     x: tuple[int, int, int, int]
     kernel: Pair
     stride: Pair
     padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    ceil_mode: bool = False
 
     @property
     def y(self) -> tuple[int, int, int, int]:
         """(n, ho, wo, c)."""
-        sizes = zip(self.x[1:3], self.kernel, self.stride, self.padding, strict=True)
-        ho, wo = (output_size(*axis) for axis in sizes)
+        sizes = zip(self.x[1:3], self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        ho, wo = (pooled_size(*axis, self.ceil_mode) for axis in sizes)
         return self.x[0], ho, wo, self.x[3]
 
     @property
-    def window(self) -> tuple[Pair, Pair, Pair]:
-        """The arguments of the operations."""
-        return self.kernel, self.stride, self.padding
+    def window(self) -> tuple[Pair, Pair, Pair, Pair, bool]:
+        """The arguments of the maximum's operations."""
+        return self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode
+
+    def averaged(self, count_include_pad: bool) -> tuple[Pair, Pair, Pair, bool, bool]:
+        """The arguments of the average's operations."""
+        return self.kernel, self.stride, self.padding, count_include_pad, self.ceil_mode
 
     def __str__(self) -> str:
-        return "-".join(f"{letter}{label(numbers)}" for letter, numbers in zip("xksp", self, strict=True))
+        parts = zip("xksp", self[:4], strict=True)
+        dilation = f"-d{label(self.dilation)}" if self.dilation != (1, 1) else ""
+        text = "-".join(f"{letter}{label(numbers)}" for letter, numbers in parts)
+        return text + dilation + ("-ceil" if self.ceil_mode else "")
 
 
 FOURS = Geometry((2, 9, 7, 12), (3, 3), (2, 1), (1, 1))  # channels in fours, at edges and in overlapping windows
@@ -58,12 +67,31 @@ GEOMETRIES = (
     Geometry((1, 5, 6, 4), (3, 3), (1, 1), (1, 1)),  # windows beyond the last, in fours
     Geometry((9, 28, 28, 33), (2, 2), (2, 2)),  # several threads
 )
+CEIL = (
+    Geometry((2, 7, 9, 5), (2, 2), (2, 2), ceil_mode=True),  # windows that end beyond the image
+    Geometry((2, 9, 11, 3), (3, 2), (2, 3), (1, 1), ceil_mode=True),  # across, the last would begin in the padding
+    Geometry((3, 6, 7, 4), (3, 3), (2, 2), (1, 1), ceil_mode=True),  # beyond the padding, in fours
+    Geometry((2, 2, 3, 8), (3, 5), (2, 3), (0, 2), ceil_mode=True),  # down, one window that is larger than the image
+    Geometry((2, 8, 8, 3), (2, 2), (2, 2), ceil_mode=True),  # nothing is left over
+    Geometry((1, 5, 5, 2), (1, 1), (3, 3), ceil_mode=True),
+)
+DILATED = (
+    Geometry((2, 9, 11, 3), (3, 2), (1, 2), (1, 1), (2, 3)),
+    Geometry((2, 8, 9, 12), (2, 3), (2, 1), (1, 1), (3, 2)),
+    Geometry((1, 7, 7, 4), (3, 3), (3, 3), (1, 0), (3, 2), ceil_mode=True),
+    Geometry((2, 6, 5, 5), (3, 3), (2, 2), (1, 1), (2, 1), ceil_mode=True),
+)
 FEW = (GEOMETRIES[3], GEOMETRIES[4], FOURS)
 KINDS: tuple[tuple[str, Family, Geometry], ...] = (
-    *(("ordinary", PLAIN, geometry) for geometry in GEOMETRIES),
+    *(("ordinary", PLAIN, geometry) for geometry in (*GEOMETRIES, *CEIL)),
     *((name, family, geometry) for (name, family), geometry in product(FAMILIES.items(), FEW) if name != "ordinary"),
-    *(("integers", integers, geometry) for geometry in GEOMETRIES[2:]),  # full of ties
+    *(("integers", integers, geometry) for geometry in (*GEOMETRIES[2:], *CEIL)),  # full of ties
 )
+MAXIMUM_KINDS: tuple[tuple[str, Family, Geometry], ...] = (
+    *KINDS,
+    *((name, family, geometry) for (name, family), geometry in product(
+        (("ordinary", PLAIN), ("integers", integers), ("nan", FAMILIES["nan"])), DILATED)),
+)  # fmt: skip
 
 
 def _with_layouts(case: Case, geometry: Geometry) -> Iterator[Case]:
@@ -85,9 +113,9 @@ def max_forward_cases() -> Iterator[Case]:
 
         return Case(label(name, str(geometry)), make)
 
-    for kind in KINDS:
+    for kind in MAXIMUM_KINDS:
         yield from _with_layouts(case(*kind), kind[2])
-    for geometry in FEW:
+    for geometry in (*FEW, *CEIL, *DILATED):
         yield case("all-minus-inf", _all_minus_inf, geometry)
 
 
@@ -114,7 +142,7 @@ def max_backward_cases() -> Iterator[Case]:
 
         return Case(label(name, str(geometry)), make)
 
-    for kind in KINDS:
+    for kind in MAXIMUM_KINDS:
         yield from _with_layouts(case(*kind), kind[2])
 
 
@@ -123,12 +151,12 @@ def avg_forward_cases() -> Iterator[Case]:
 
     def case(name: str, family: Family, geometry: Geometry, padded: bool) -> Case:
         def make(rng: np.random.Generator) -> Problem:
-            x = family(rng, geometry.x)
+            x, options = family(rng, geometry.x), geometry.averaged(padded)
             return Problem(
                 inputs={"x": x},
                 outputs={"y": Output(geometry.y)},
-                call=lambda backend, a: backend.avg_pool2d_forward(a["x"], a["y"], *geometry.window, padded),
-                bounds=within(**bounds.avg_pool2d_forward(x, *geometry.window, padded)),
+                call=lambda backend, a: backend.avg_pool2d_forward(a["x"], a["y"], *options),
+                bounds=within(**bounds.avg_pool2d_forward(x, *options)),
             )
 
         return Case(label(name, str(geometry), "count-pad" if padded else ""), make)
@@ -142,13 +170,12 @@ def avg_backward_cases() -> Iterator[Case]:
 
     def case(name: str, family: Family, geometry: Geometry, padded: bool) -> Case:
         def make(rng: np.random.Generator) -> Problem:
-            dy = family(rng, geometry.y)
-            window = geometry.window
+            dy, options = family(rng, geometry.y), geometry.averaged(padded)
             return Problem(
                 inputs={"dy": dy},
                 outputs={"dx": Output(geometry.x)},
-                call=lambda backend, a: backend.avg_pool2d_backward(a["dy"], a["dx"], *window, padded),
-                bounds=within(**bounds.avg_pool2d_backward(dy, geometry.x, *window, padded)),
+                call=lambda backend, a: backend.avg_pool2d_backward(a["dy"], a["dx"], *options),
+                bounds=within(**bounds.avg_pool2d_backward(dy, geometry.x, *options)),
             )
 
         return Case(label(name, str(geometry), "count-pad" if padded else ""), make)
