@@ -127,7 +127,10 @@ class BatchNorm(Module):
     def backward(self, dy: Array) -> Array:
         """See `Module.backward`."""
         x, parts, of_batch, relu = self.kept()
-        dy = self.accept_gradient(dy, x.shape)
+        return self._back(x, parts, of_batch, relu, self.accept_gradient(dy, x.shape))
+
+    def _back(self, x: Array, parts: Sequence[Part], of_batch: bool, relu: bool, dy: Array) -> Array:
+        """Backward, given what forward kept."""
         dx = self.backend.empty(x.shape)
         for images, statistics in parts:
             with self._affine_gradients() as gradients:

@@ -118,7 +118,7 @@ class Residual(Sequential):
     ) -> None:
         super().__init__(*layers)
         self.downsample, self.activation = downsample, activation
-        self._joint: Joint | None = None
+        self.joint: Joint | None = None
 
     def chain(self) -> Iterator[tuple[str, Module]]:
         """See `Sequential.chain`."""
@@ -128,12 +128,12 @@ class Residual(Sequential):
     def steps(self) -> list[Module]:
         """See `Sequential.steps`; without the last one where a joint does its work."""
         if self._steps is None:
-            self._joint = None
+            self.joint = None
             layers = [child for _, child in self.chain()]
             if self.rewritten_by is not None:
                 if layers:
-                    self._joint = self.rewritten_by.joint(layers[-1], self.activation)
-                layers = self.rewritten_by.chain(layers[:-1] if self._joint is not None else layers)
+                    self.joint = self.rewritten_by.joint(layers[-1], self.activation)
+                layers = self.rewritten_by.chain(layers[:-1] if self.joint is not None else layers)
             self._steps = layers
         return self._steps
 
@@ -146,16 +146,16 @@ class Residual(Sequential):
                 f"Residual: the layers give {tuple(main.shape)}, the way around {tuple(side.shape)}; they are added, "
                 "so downsample must change the shape as the layers do"
             )
-        if self._joint is not None:
-            return self._joint.forward(main, side)
+        if self.joint is not None:
+            return self.joint.forward(main, side)
         y = self.backend.empty(main.shape)
         self.backend.add(main, side, y)
         return y if self.activation is None else self.activation.forward(y)
 
     def backward(self, dy: Array) -> Array:
         """See `Module.backward`."""
-        if self._joint is not None:
-            dy, around = self._joint.backward(dy)
+        if self.joint is not None:
+            dy, around = self.joint.backward(dy)
         elif self.activation is not None:
             dy = around = self.activation.backward(dy)
         else:

@@ -8,7 +8,10 @@ from minidl.backends import Array
 from minidl.nn.activation import ReLU
 from minidl.nn.batchnorm import BatchNorm, BatchNorm1d, BatchNorm2d
 from minidl.nn.containers import Joint, Residual, Sequential
+from minidl.nn.ghost import GhostBatchNorm1d, GhostBatchNorm2d
 from minidl.nn.module import Module
+
+FUSIBLE = BatchNorm1d, BatchNorm2d, GhostBatchNorm1d, GhostBatchNorm2d
 
 
 class BatchNormReLU(Module):
@@ -60,8 +63,9 @@ class _Fusion:
         return steps
 
     def joint(self, last: Module, activation: Module | None) -> Joint | None:
-        fusible = isinstance(last, BatchNorm) and _are_fusible(last, activation)
-        return BatchNormAddReLU(last) if fusible else None
+        if isinstance(last, BatchNorm) and _are_fusible(last, activation):
+            return BatchNormAddReLU(last)
+        return None
 
 
 _FUSION = _Fusion()
@@ -106,4 +110,4 @@ def unfused(model: Module) -> Iterator[None]:
 
 def _are_fusible(first: Module, second: Module | None) -> bool:
     # Exactly these: a subclass may compute something else.
-    return type(first) in (BatchNorm1d, BatchNorm2d) and type(second) is ReLU
+    return type(first) in FUSIBLE and type(second) is ReLU

@@ -9,12 +9,13 @@ if TYPE_CHECKING:
     from minidl.nn.module import Parameter
 
 _generator = np.random.default_rng()
+_of_noise = np.random.default_rng()
 
 
 def manual_seed(seed: int) -> None:
     """Make the initial weights of the layers created from here on, and their dropout masks, a function of `seed`."""
-    global _generator  # one generator for all layers, like torch.manual_seed
-    _generator = np.random.default_rng(seed)
+    global _generator, _of_noise  # one generator for all layers, like torch.manual_seed
+    _generator, _of_noise = np.random.default_rng(seed), np.random.default_rng([seed, 1])
 
 
 def uniform(shape: tuple[int, ...], bound: float) -> np.ndarray:
@@ -46,3 +47,8 @@ def kaiming_normal(parameter: "Parameter", fan: int) -> None:
 def seed_for_layer() -> int:
     """A 64-bit seed for a layer that draws random numbers itself."""
     return int(_generator.integers(0, 2**64, dtype=np.uint64))
+
+
+def seed_for_noise() -> int:
+    """The same, from a generator apart: a layer that takes it leaves the weights of all others as they are."""
+    return int(_of_noise.integers(0, 2**64, dtype=np.uint64))

@@ -92,7 +92,7 @@ class BatchNormOps(CpuDevice):
         scale, offset = _scale_and_beta(statistics, gamma, beta)
         forward = matrix, gradient, statistics.shift, statistics.delta, scale, offset, relu
         mean_g, slope = self.empty((channels,)), self.empty((channels,))
-        if training or dgamma is not None:
+        if training or dgamma is not None or dbeta is not None:
             sums, products = self.empty((chunks, channels)), self.empty((chunks, channels))
             self.workers.run(
                 loops.sum_gradients, chunks, max(1, _grain(channels) // loops.CHUNK), *forward, sums, products

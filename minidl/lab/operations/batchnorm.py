@@ -1,6 +1,6 @@
 """Checks of batch normalization's use of its statistics: forward, backward, and both with what comes before."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 
 import numpy as np
@@ -12,6 +12,7 @@ from minidl.lab.inputs import FAMILIES, Family, normal, whole, with_values
 from minidl.lab.operations.batchnorm_bounds import GIVEN, backward_bounds, elements, held_shift, update_bound
 from minidl.lab.operations.batchnorm_statistics import (
     EPS,
+    FROZEN,
     IN_ALL_LAYOUTS,
     MANY_ROWS,
     PARTS,
@@ -83,6 +84,7 @@ def backward_cases() -> Iterator[Case]:
         relu: bool,
         affine: bool = True,
         of_dy: Family = PLAIN,
+        frozen: Sequence[str] = (),
     ) -> Case:
         def make(rng: np.random.Generator) -> Problem:
             x, dy = family(rng, shape), of_dy(rng, shape)
@@ -95,13 +97,14 @@ def backward_cases() -> Iterator[Case]:
             known = backward_bounds(e, dy, inv_std, GIVEN, training, relu, sums)
             return Problem(
                 inputs={"x": x, "dy": dy, **parameters, **statistics},
-                outputs=_gradients(shape, affine),
+                outputs={key: output for key, output in _gradients(shape, affine).items() if key not in frozen},
                 call=lambda backend, a: _backward(backend, a, read(a), training, relu),
                 bounds=within(**known),
             )
 
         mode = "training" if training else "evaluation"
-        return Case(label(name, shape, mode, "relu" if relu else "", "" if affine else "no-affine"), make)
+        without = "" if affine else "no-affine", f"no-{'-'.join(frozen)}" if frozen else ""
+        return Case(label(name, shape, mode, "relu" if relu else "", *without), make)
 
     modes = tuple(product((True, False), (False, True)))
     for arguments in inputs_of_all_kinds():
@@ -110,6 +113,8 @@ def backward_cases() -> Iterator[Case]:
             yield from in_all_layouts(one) if arguments[2] in IN_ALL_LAYOUTS and training else (one,)
     for training, relu in modes:
         yield case("ordinary", PLAIN, (5, 3, 3, 33), training, relu, affine=False)
+        for frozen in FROZEN:
+            yield case("ordinary", PLAIN, (5, 3, 3, 33), training, relu, frozen=frozen)
         yield case("empty", PLAIN, (0, 3), training, relu)
         yield case("dy-mean-1e4", PLAIN, (257, 5), training, relu, of_dy=normal(1e4, 1))
         yield case("dy-nan", PLAIN, (130, 3), training, relu, of_dy=with_values(np.nan))

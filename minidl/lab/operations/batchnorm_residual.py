@@ -1,6 +1,6 @@
 """Checks of batch normalization at the end of a residual block: with what is added to it, and the ReLU behind."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from minidl.lab.budget import U, merging
 from minidl.lab.inputs import FAMILIES, Family, integers, normal, whole
 from minidl.lab.operations.batchnorm_bounds import GIVEN, add_relu_backward_bounds, add_relu_bound, elements
 from minidl.lab.operations.batchnorm_statistics import (
+    FROZEN,
     MANY_ROWS,
     PARTS,
     PLAIN,
@@ -125,6 +126,7 @@ def backward_cases() -> Iterator[Case]:
         of_y: Family = PLAIN,
         affine: bool = True,
         off: str = "",
+        frozen: Sequence[str] = (),
     ) -> Case:
         def make(rng: np.random.Generator) -> Problem:
             x, dy, c = family(rng, shape), of_dy(rng, shape), shape[-1]
@@ -148,7 +150,8 @@ def backward_cases() -> Iterator[Case]:
             sums = merging(shape[0]) if name == "whole" else None  # all other sums are exact
             known = add_relu_backward_bounds(e, y, dy, statistics["inv_std"].astype(np.float64), training, sums)
             gradients = {"dx": Output(shape), "dresidual": Output(shape)}
-            of_parameters = {"dgamma": Output(shape[-1:]), "dbeta": Output(shape[-1:])} if affine else {}
+            wanted = [key for key in ("dgamma", "dbeta") if affine and key not in frozen]
+            of_parameters = {key: Output(shape[-1:]) for key in wanted}
             return Problem(
                 inputs=_off({"x": x, "y": y, "dy": dy, **parameters, **statistics}, off),
                 outputs={**gradients, **of_parameters},
@@ -156,7 +159,8 @@ def backward_cases() -> Iterator[Case]:
                 bounds=exact if name == "integers" else within(**known),
             )
 
-        return Case(label(name, shape, "training" if training else "evaluation", "" if affine else "no-affine"), make)
+        without = "" if affine else "no-affine", f"no-{'-'.join(frozen)}" if frozen else ""
+        return Case(label(name, shape, "training" if training else "evaluation", *without), make)
 
     for training in (True, False):
         for arguments in inputs_of_all_kinds():
@@ -179,6 +183,8 @@ def backward_cases() -> Iterator[Case]:
                 yield case("integers", integers, shape, training, integers, integers, affine)
         for shape in ((5, 3, 3, 33), (2, 8, 16, 16)):
             yield case("ordinary", PLAIN, shape, training, affine=False)
+        for frozen in FROZEN:
+            yield case("ordinary", PLAIN, (5, 3, 3, 33), training, frozen=frozen)
         yield case("dy-mean-1e4", PLAIN, (257, 5), training, normal(1e4, 1))
         yield case("empty", PLAIN, (0, 3), training)
     yield case("whole", whole(0, 1), (MANY_ROWS, 2), True, WHOLE, OPEN)

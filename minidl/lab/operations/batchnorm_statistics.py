@@ -27,6 +27,7 @@ from minidl.lab.operations.case import (
 EPS = 1e-5
 PARTS = ("shift", "delta", "var", "inv_std")
 PLAIN = FAMILIES["ordinary"]
+FROZEN = (("dgamma",), ("dbeta",), ("dgamma", "dbeta"))  # gradients that backward may not be asked for
 
 # Rows around chunks of 128 and 256, one channel to many (130 and 516 are more than one block's), and (the last two)
 # enough rows for several threads.

@@ -1,0 +1,270 @@
+"""Noise from another distribution in every step, for the study of covariate shift: y = s x + m; backward dx = s dy.
+
+Each channel c draws a distribution, each element i of it draws from that:
+
+    s = 1 + (scale - 1) u0[c] + jitter (2 u2[i] - 1)            sigma ~ U(1, scale),          s ~ U(sigma -+ jitter)
+    m = offset (2 u1[c] - 1) + jitter (2 u3[i] - 1)             mu ~ U(-offset, offset),      m ~ U(mu -+ jitter)
+
+with u0 to u3 the uniform numbers of kernels/random.py, of the streams `stream` to `stream` + 3. They are functions of
+(seed, stream, call, index) alone and never stored: backward draws the s of forward again from the same numbers.
+
+Shapes   x, y, dy, dx: (..., c), equal shapes; on the device float32, C-contiguous. y may be x, dx may be dy.
+Traffic  reads x and writes y once; and two numbers a channel, drawn by a launch of their own.
+Edges    NaN and infinity stay in their element.
+Source   "noisy" batch normalization: S. Santurkar, D. Tsipras, A. Ilyas, A. Madry, "How does batch normalization help
+         optimization?", 2018, arXiv:1805.11604, section 2.2 and appendix A. Here the jitter of s is uniform too, which
+         every device draws alike; in convolutional networks the units are channels and each position is a sample.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import cuda, float32, int64, uint32
+from numpy.typing import NDArray
+
+from kernels.device import index_type, inlined
+from kernels.errors import ShapeError, same_shape
+from kernels.intrinsics import load4, store4
+from kernels.launch import Array as DeviceArray
+from kernels.launch import Cost, Float, Floats, Int64, Launch, Runner, UInt32, blocks_for, kernel, techniques, wide
+from kernels.random import philox4x32, seed_words, uniform_reference
+
+Array = NDArray[Any]
+BLOCK = 256
+WIDE = "LDG.E.128", "STG.E.128"
+UNIT = 2.0**-24  # of uniform numbers
+
+_philox = inlined(philox4x32)
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def noise_forward_reference(
+    x: Array, offset: float, scale: float, jitter: float, seed: int, stream: int, call: int
+) -> Array:
+    """The noisy x. Raises ValueError unless offset and jitter are at least 0 and scale at least 1."""
+    factors = noise_factors(x.shape, scale, jitter, seed, stream, call)
+    terms = noise_terms(x.shape, offset, jitter, seed, stream, call)
+    return factors.astype(x.dtype) * x + terms.astype(x.dtype)
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def noise_backward_reference(dy: Array, scale: float, jitter: float, seed: int, stream: int, call: int) -> Array:
+    """The gradient of forward's x, given that of its y and the same numbers."""
+    return noise_factors(dy.shape, scale, jitter, seed, stream, call).astype(dy.dtype) * dy
+
+
+def noise_factors(
+    shape: tuple[int, ...], scale: float, jitter: float, seed: int, stream: int, call: int
+) -> NDArray[np.float64]:
+    """The s of each element, float64."""
+    require_noise(0, scale, jitter)
+    of_channel, of_element = _uniform(shape, seed, stream, call), uniform_reference(shape, seed, stream + 2, call)
+    return 1 + (scale - 1) * of_channel + jitter * (2 * of_element - 1)
+
+
+def noise_terms(
+    shape: tuple[int, ...], offset: float, jitter: float, seed: int, stream: int, call: int
+) -> NDArray[np.float64]:
+    """The m of each element, float64."""
+    require_noise(offset, 1, jitter)
+    of_channel, of_element = _uniform(shape, seed, stream + 1, call), uniform_reference(shape, seed, stream + 3, call)
+    return offset * (2 * of_channel - 1) + jitter * (2 * of_element - 1)
+
+
+def _uniform(shape: tuple[int, ...], seed: int, stream: int, call: int) -> NDArray[np.float64]:
+    return uniform_reference(shape[-1], seed, stream, call)
+
+
+def require_noise(offset: float, scale: float, jitter: float) -> None:
+    """Raise ValueError unless noise can be drawn with these."""
+    for name, value, least in (("offset", offset, 0), ("scale", scale, 1), ("jitter", jitter, 0)):
+        if not least <= value < math.inf:
+            raise ValueError(f"noise: {name} = {value}, expected a number of at least {least}")
+
+
+@inlined
+def uniform(word):
+    """The uniform number of a word, in [0, 1); exact."""
+    return float32(uint32(word >> 8)) * float32(UNIT)
+
+
+@inlined
+def centred(word):
+    """Twice that less 1, in [-1, 1); exact."""
+    return float32(uint32(word >> 8)) * float32(2 * UNIT) - float32(1)
+
+
+@inlined
+def of_lane(words, lane):
+    """The word of an element, of its block's four."""
+    a, b, c, d = words
+    lower, upper = (a if lane == 0 else b), (c if lane == 2 else d)
+    return lower if lane < 2 else upper
+
+
+@kernel(traffic="-> factors, terms", registers=32, examples=[()])
+def noise_of_channels() -> Launch:
+    """What the channels draw: sigma and mu. One channel a thread."""
+
+    def noise_of_channels(
+        factors: Floats, terms: Floats, channels: Int64, spread: Float, offset: Float,
+        call: UInt32, stream: UInt32, seed_low: UInt32, seed_high: UInt32,
+    ):  # fmt: skip
+        i = uint32(cuda.blockIdx.x * BLOCK + cuda.threadIdx.x)
+        if i < channels:
+            block, lane = i // 4, uint32(i % 4)
+            word = of_lane(_philox(block, 0, call, stream, seed_low, seed_high), lane)
+            factors[i] = float32(1) + spread * uniform(word)
+            word = of_lane(_philox(block, 0, call, uint32(stream + 1), seed_low, seed_high), lane)
+            terms[i] = offset * centred(word)
+
+    return Launch(
+        noise_of_channels,
+        BLOCK,
+        lambda channels: blocks_for(channels, BLOCK),
+        lambda channels: Cost(0, 8 * channels, 4 * channels),
+    )
+
+
+@kernel(
+    traffic="x, factors, terms -> y",
+    registers=32,
+    examples=[(5, True, uint32), (64, False, uint32), (17, True, int64)],
+)
+def noise_scalar(channels: int, forward: bool, index: Any) -> Launch:
+    """One element a thread: it draws blocks of four words and uses the one of its lane."""
+
+    def noise(
+        x: Floats, factors: Floats, terms: Floats, y: Floats, n: Int64, jitter: Float,
+        call: UInt32, stream: UInt32, seed_low: UInt32, seed_high: UInt32,
+    ):  # fmt: skip
+        i = index(cuda.blockIdx.x * BLOCK + cuda.threadIdx.x)
+        if i < n:
+            block, lane, channel = i // 4, uint32(i % 4), uint32(i % channels)
+            low, high = block & 0xFFFFFFFF, block >> 32
+            word = of_lane(_philox(low, high, call, uint32(stream + 2), seed_low, seed_high), lane)
+            value = (factors[channel] + jitter * centred(word)) * x[i]
+            if forward:
+                word = of_lane(_philox(low, high, call, uint32(stream + 3), seed_low, seed_high), lane)
+                value += terms[channel] + jitter * centred(word)
+            y[i] = value
+
+    return Launch(noise, BLOCK, lambda n: blocks_for(n, BLOCK), lambda n: _cost(n, channels, forward))
+
+
+@kernel(
+    traffic="x, factors, terms -> y",
+    registers=40,
+    instructions=WIDE,
+    examples=[(4, True, uint32), (64, False, uint32), (64, True, int64)],
+)
+def noise_vector(channels: int, forward: bool, index: Any) -> Launch:
+    """Four elements a thread: a block of words serves all of them, 16 bytes move them. Channels by fours."""
+
+    def noise(
+        x: Floats, factors: Floats, terms: Floats, y: Floats, n: Int64, jitter: Float,
+        call: UInt32, stream: UInt32, seed_low: UInt32, seed_high: UInt32,
+    ):  # fmt: skip
+        block = index(cuda.blockIdx.x * BLOCK + cuda.threadIdx.x)
+        first = index(4 * block)
+        if first < n:
+            low, high, channel = block & 0xFFFFFFFF, block >> 32, uint32(first % channels)
+            a, b, c, d = _philox(low, high, call, uint32(stream + 2), seed_low, seed_high)
+            x0, x1, x2, x3 = load4(x, first)
+            s0, s1, s2, s3 = load4(factors, channel)
+            y0, y1 = (s0 + jitter * centred(a)) * x0, (s1 + jitter * centred(b)) * x1
+            y2, y3 = (s2 + jitter * centred(c)) * x2, (s3 + jitter * centred(d)) * x3
+            if forward:
+                a, b, c, d = _philox(low, high, call, uint32(stream + 3), seed_low, seed_high)
+                m0, m1, m2, m3 = load4(terms, channel)
+                y0, y1 = y0 + (m0 + jitter * centred(a)), y1 + (m1 + jitter * centred(b))
+                y2, y3 = y2 + (m2 + jitter * centred(c)), y3 + (m3 + jitter * centred(d))
+            store4(y, first, y0, y1, y2, y3)
+
+    return Launch(noise, BLOCK, lambda n: blocks_for(n, 4 * BLOCK), lambda n: _cost(n, channels, forward))
+
+
+def _cost(n: int, channels: int, forward: bool) -> Cost:
+    return Cost(4 * n + (8 if forward else 4) * channels, 4 * n, (8 if forward else 4) * n)
+
+
+@techniques("scalar", "vector")
+def noise_forward(
+    run: Runner,
+    x: DeviceArray,
+    y: DeviceArray,
+    offset: float,
+    scale: float,
+    jitter: float,
+    seed: int,
+    stream: int,
+    call: int,
+    *,
+    technique: str | None = None,
+) -> None:
+    """Two launches on `run`: what the channels draw, then the elements.
+
+    The vector technique falls back on the scalar one where c is no multiple of 4 or an array does not start at a
+    multiple of 16 bytes. In a CUDA graph, `call` would have to come from device memory, as in `dropout`.
+
+    Args:
+        run: The device.
+        x: Values (..., c).
+        y: The result, of the same shape; may be x.
+        offset: The largest |mu| of a channel, at least 0.
+        scale: The largest sigma of a channel, at least 1.
+        jitter: How far an element's numbers are from those of its channel at most, at least 0.
+        seed: Of the generator; of a larger number its lower 64 bits count.
+        stream: The first of four, in [0, 2^32 - 3).
+        call: The draw's number, in [0, 2^32).
+        technique: See above.
+
+    Raises:
+        ShapeError: x and y have different shapes, or no channels.
+        ValueError: offset, scale or jitter is too small, or not finite.
+    """
+    same_shape("noise_forward", x=x, y=y)
+    _noise("noise_forward", run, x, y, (offset, scale, jitter), True, (call, stream, *seed_words(seed)), technique)
+
+
+@techniques("scalar", "vector")
+def noise_backward(
+    run: Runner,
+    dy: DeviceArray,
+    dx: DeviceArray,
+    scale: float,
+    jitter: float,
+    seed: int,
+    stream: int,
+    call: int,
+    *,
+    technique: str | None = None,
+) -> None:
+    """Launch on `run`, with the numbers that forward had; dx may be dy. Otherwise as `noise_forward`."""
+    same_shape("noise_backward", dy=dy, dx=dx)
+    _noise("noise_backward", run, dy, dx, (0.0, scale, jitter), False, (call, stream, *seed_words(seed)), technique)
+
+
+def _noise(
+    operation: str,
+    run: Runner,
+    x: DeviceArray,
+    y: DeviceArray,
+    noise: tuple[float, float, float],
+    forward: bool,
+    numbers: tuple[int, ...],
+    technique: str | None,
+) -> None:
+    offset, scale, jitter = noise
+    require_noise(offset, scale, jitter)
+    if x.ndim < 1 or x.shape[-1] == 0:
+        raise ShapeError(
+            f"{operation}: an array has shape {tuple(x.shape)}, expected (..., c) with at least one channel"
+        )
+    channels = int(x.shape[-1])
+    factors, terms = run.empty((channels,)), run.empty((channels,))
+    run(noise_of_channels(), factors, terms, channels, scale - 1, offset, *numbers)
+    fours = channels % 4 == 0 and wide(x, y, factors, terms)
+    factory = noise_vector if technique != "scalar" and fours else noise_scalar
+    run(factory(channels, forward, index_type(x.size)), x, factors, terms, y, x.size, jitter, *numbers)

@@ -1,0 +1,80 @@
+"""What `verify` does not look at: which kernels are launched, arguments that do not fit, both index types."""
+
+import numpy as np
+import pytest
+from emulated import RUN, blank, launched, placed
+from numba import int64, uint32
+from numpy.testing import assert_array_equal
+
+from kernels.errors import ShapeError
+from kernels.noise import (
+    noise_backward,
+    noise_factors,
+    noise_forward,
+    noise_scalar,
+    noise_terms,
+    noise_vector,
+)
+from kernels.random import seed_words
+
+PAPER = 0.5, 1.25, 0.1
+NUMBERS = 2**40 + 17, 2**32 - 4, 2**32 - 1  # seed, stream, call: the last of each that there are
+UNIT = 2.0**-24
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("technique", [None, "scalar", "vector"])
+@pytest.mark.parametrize("shape", [(0, 4), (1, 1), (3,), (8,), (5, 3), (5, 8), (67, 5), (2, 9, 7, 12), (513, 4)])
+def test_numbers_are_the_references(shape, technique, offset: int) -> None:
+    """Of x = 0 there is m alone, of dy = 1 there is s; both within the few roundings that make them."""
+    ones, zeros = placed(np.ones(shape), offset), placed(np.zeros(shape), offset)
+    y, dx = blank(shape, offset), blank(shape, offset)
+    noise_forward(RUN, zeros, y, *PAPER, *NUMBERS, technique=technique)
+    noise_backward(RUN, ones, dx, *PAPER[1:], *NUMBERS, technique=technique)
+    m = noise_terms(shape, PAPER[0], PAPER[2], *NUMBERS)
+    s = noise_factors(shape, *PAPER[1:], *NUMBERS)
+    assert np.abs(y - m).max(initial=0) <= 4 * UNIT * 0.6
+    assert np.abs(dx - s).max(initial=0) <= 5 * UNIT * 1.35
+
+
+@pytest.mark.parametrize("technique", ["scalar", "vector"])
+def test_in_place(rng, technique: str) -> None:
+    x = rng.standard_normal((33, 8)).astype(np.float32)
+    y, in_place = blank(x.shape), placed(x)
+    noise_forward(RUN, placed(x), y, *PAPER, *NUMBERS, technique=technique)
+    noise_forward(RUN, in_place, in_place, *PAPER, *NUMBERS, technique=technique)
+    assert_array_equal(in_place, y)
+
+
+@pytest.mark.parametrize("forward", [True, False])
+def test_both_techniques_and_index_types_have_the_same_bits(rng, forward: bool) -> None:
+    x, factors, terms = placed(rng.standard_normal((77, 8))), placed(rng.uniform(1, 2, 8)), placed(rng.uniform(size=8))
+    results = []
+    for factory in (noise_scalar, noise_vector):
+        for index in (uint32, int64):
+            y = blank(x.shape)
+            RUN(factory(8, forward, index), x, factors, terms, y, x.size, 0.1, 3, 2, *seed_words(1))
+            results.append(y)
+    for y in results[1:]:
+        assert_array_equal(y, results[0])
+
+
+def test_vectors_where_channels_come_by_fours_and_arrays_are_aligned() -> None:
+    fours, threes, shifted = blank((3, 8)), blank((8, 3)), blank((3, 8), offset=1)
+    both = lambda name: ["noise_of_channels", name]  # noqa: E731
+    assert launched(noise_forward, fours, fours, *PAPER, *NUMBERS) == both("noise_vector")
+    assert launched(noise_forward, fours, fours, *PAPER, *NUMBERS, technique="scalar") == both("noise_scalar")
+    assert launched(noise_forward, threes, threes, *PAPER, *NUMBERS, technique="vector") == both("noise_scalar")
+    assert launched(noise_forward, shifted, fours, *PAPER, *NUMBERS) == both("noise_scalar")
+    assert launched(noise_backward, fours, shifted, *PAPER[1:], *NUMBERS) == both("noise_scalar")
+
+
+def test_arguments_that_do_not_fit() -> None:
+    x = blank((2, 3))
+    with pytest.raises(ShapeError, match=r"noise_forward: y has shape \(3, 2\), expected \(2, 3\)"):
+        noise_forward(RUN, x, blank((3, 2)), *PAPER, 0, 0, 0)
+    with pytest.raises(ShapeError, match=r"noise_backward: an array has shape \(2, 0\), expected \(\.\.\., c\)"):
+        noise_backward(RUN, blank((2, 0)), blank((2, 0)), *PAPER[1:], 0, 0, 0)
+    with pytest.raises(ValueError, match=r"noise: scale = 0\.5, expected a number of at least 1"):
+        noise_backward(RUN, x, x, 0.5, 0.1, 0, 0, 0)
+    assert (x == 77).all()
