@@ -28,11 +28,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.device import index_type
-from kernels.errors import ShapeError
 from kernels.launch import Array as DeviceArray
-from kernels.launch import Runner, techniques, wide
-from kernels.updates import adam_numbers, chunks_of, sgd_numbers, update_tensors_scalar, update_tensors_vector
+from kernels.launch import Runner, techniques
+from kernels.updates import adam_numbers, require_lists, sgd_numbers, update_tensors
 
 Array = NDArray[Any]
 
@@ -111,7 +109,8 @@ def sgd(
     lists = {"values": values, "grads": grads} | ({"velocities": velocities} if len(velocities) else {})
     host = sgd_numbers(lr, momentum, weight_decay)
     rule = "sgd" if not len(velocities) else "nesterov" if nesterov else "momentum"
-    _update("sgd", run, lists, rule, host, numbers, technique)
+    require_lists("sgd", lists)
+    update_tensors(run, list(lists.values()), rule, host, numbers, technique)
 
 
 @techniques("scalar", "vector")
@@ -142,36 +141,5 @@ def adam(
         raise ValueError(f"adam: step {step}, beta1 {beta1}, beta2 {beta2}; expected a step from 1, betas in [0, 1)")
     lists = {"values": values, "grads": grads, "first_moments": first_moments, "second_moments": second_moments}
     host = adam_numbers(step, lr, beta1, beta2, eps, weight_decay, decoupled)
-    _update("adam", run, lists, "adam", host, numbers, technique)
-
-
-def _update(
-    operation: str,
-    run: Runner,
-    lists: dict[str, Sequence[DeviceArray]],
-    rule: str,
-    host: Array,
-    numbers: DeviceArray | None,
-    technique: str | None,
-) -> None:
-    values = lists["values"]
-    for name, arrays in lists.items():
-        if len(arrays) != len(values):
-            raise ShapeError(f"{operation}: {name} has {len(arrays)} arrays, expected {len(values)} as values has")
-        for i, (array, value) in enumerate(zip(arrays, values, strict=True)):
-            if array.shape != value.shape:
-                raise ShapeError(
-                    f"{operation}: {name}[{i}] has shape {tuple(array.shape)}, expected {tuple(value.shape)} as "
-                    f"values[{i}] has"
-                )
-    sizes = tuple(int(value.size) for value in values)
-    if not sum(sizes):
-        return
-    everything = [array for arrays in lists.values() for array in arrays]
-    factory = update_tensors_vector if technique != "scalar" and wide(*everything) else update_tensors_scalar
-    chunks = chunks_of(run, sizes)
-    numbers = run.upload(host) if numbers is None else numbers
-    run(
-        factory(index_type(max(sizes)), rule),
-        run.addresses(everything), chunks, numbers, len(values), chunks.size // 3, sum(sizes),
-    )  # fmt: skip
+    require_lists("adam", lists)
+    update_tensors(run, list(lists.values()), "adam", host, numbers, technique)

@@ -1,13 +1,13 @@
-"""The rules of kernels/optimizer.py, applied to every element of many tensors in one launch.
+"""The rules of kernels/optimizer.py and kernels/averaging.py, applied to every element of many tensors in one launch.
 
-Shapes   Each tensor has its arrays (value, gradient and up to two states) of n elements, float32. Where they start is a
-         table in device memory, so that one launch reaches all of them, and so are the numbers of a rule.
+Shapes   Each tensor has its arrays (value, mostly a gradient, and up to two states) of n elements, float32. Where they
+         start is a table in device memory, so that one launch reaches all of them, and so are the numbers of a rule.
 Blocks   A block updates a chunk of one tensor: many small tensors cost one launch, and a large one fills the GPU.
 Traffic  reads every array once and writes all but the gradients once.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -15,9 +15,10 @@ import numpy as np
 from numba import cuda, float32, int64, uint32
 from numpy.typing import NDArray
 
-from kernels.device import inlined
+from kernels.device import index_type, inlined
+from kernels.errors import ShapeError
 from kernels.intrinsics import load4, pointer_to_float32, store4
-from kernels.launch import Addresses, Cost, Floats, Int64, Int64s, Launch, Runner, kernel
+from kernels.launch import Addresses, Cost, Floats, Int64, Int64s, Launch, Runner, kernel, wide
 from kernels.launch import Array as DeviceArray
 
 BLOCK = 256
@@ -40,6 +41,16 @@ def adam_numbers(
     decay, shrink = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
     rate, scale = lr / (1 - beta1**step), (1 - beta2**step) ** -0.5
     return np.array([decay, shrink, beta1, 1 - beta1, beta2, 1 - beta2, rate, scale, eps], np.float32)
+
+
+def average_numbers(decay: float) -> NDArray[np.float32]:
+    """What a moving average's rule reads, float32: the weight of the new value."""
+    return np.array([1 - decay], np.float32)
+
+
+@inlined
+def _read_one(n):
+    return n[0]
 
 
 @inlined
@@ -86,12 +97,22 @@ def _adam(value, grad, first, second, numbers):
     return value - rate * first / (math.sqrt(second) * scale + eps), first, second
 
 
+@inlined
+def _average(average, value, first, second, weight):
+    return average + weight * (value - average), first, second
+
+
+@inlined
+def _scale(value, _grad, first, second, factor):
+    return value * factor, first, second
+
+
 class Rule(NamedTuple):
     """How an element is updated."""
 
     update: Callable[..., Any]
     read: Callable[..., Any]  # its numbers
-    arrays: int  # of a tensor: value, gradient and states
+    arrays: int  # of a tensor: value, gradient and states, as many as the rule needs
     flops: int  # for an element
 
 
@@ -100,7 +121,10 @@ RULES = {
     "momentum": Rule(_momentum, _read_sgd, 3, 6),
     "nesterov": Rule(_nesterov, _read_sgd, 3, 8),
     "adam": Rule(_adam, _read_adam, 4, 15),
+    "average": Rule(_average, _read_one, 2, 3),  # `values` are the averages, `grads` what enters them
+    "scale": Rule(_scale, _read_one, 1, 1),
 }
+EXAMPLES = [*((uint32, rule) for rule in RULES), (int64, "adam")]
 
 
 def _one(rule: str) -> Callable[..., None]:
@@ -109,9 +133,10 @@ def _one(rule: str) -> Callable[..., None]:
 
     @inlined
     def one(values, grads, firsts, seconds, i, numbers):
+        grad = grads[i] if arrays > 1 else float32(0)
         first = firsts[i] if arrays > 2 else float32(0)
         second = seconds[i] if arrays > 3 else float32(0)
-        value, first, second = update(values[i], grads[i], first, second, numbers)
+        value, first, second = update(values[i], grad, first, second, numbers)
         values[i] = value
         if arrays > 2:
             firsts[i] = first
@@ -130,7 +155,7 @@ def _launch(function: Callable[..., None], rule: str) -> Launch:
     arrays, flops = RULES[rule].arrays, RULES[rule].flops
 
     def cost(total: int) -> Cost:
-        return Cost(4 * arrays * total, 4 * (arrays - 1) * total, flops * total)
+        return Cost(4 * arrays * total, 4 * max(1, arrays - 1) * total, flops * total)
 
     return Launch(function, BLOCK, lambda blocks: blocks, cost)
 
@@ -138,7 +163,7 @@ def _launch(function: Callable[..., None], rule: str) -> Launch:
 @kernel(
     traffic="table, chunks, numbers ->",
     registers=48,
-    examples=[(uint32, "sgd"), (uint32, "momentum"), (uint32, "nesterov"), (uint32, "adam"), (int64, "adam")],
+    examples=EXAMPLES,
 )
 def update_tensors_scalar(index: Any, rule: str) -> Launch:
     """All tensors in one launch, a chunk of one of them a block, one element at a time."""
@@ -154,8 +179,9 @@ def update_tensors_scalar(index: Any, rule: str) -> Launch:
     ):
         block = cuda.blockIdx.x
         tensor, begin, size = chunks[block], chunks[blocks + block], chunks[2 * blocks + block]
-        values, grads = pointer_to_float32(table[tensor]), pointer_to_float32(table[tensors + tensor])
-        firsts = pointer_to_float32(table[min(2, arrays - 1) * tensors + tensor])  # of a rule without: not looked at
+        values = pointer_to_float32(table[tensor])
+        grads = pointer_to_float32(table[min(1, arrays - 1) * tensors + tensor])  # of a rule without: not looked at
+        firsts = pointer_to_float32(table[min(2, arrays - 1) * tensors + tensor])
         seconds = pointer_to_float32(table[(arrays - 1) * tensors + tensor])
         hyper = read(numbers)
         for k in range(CHUNK // BLOCK):
@@ -169,7 +195,7 @@ def update_tensors_scalar(index: Any, rule: str) -> Launch:
 @kernel(
     traffic="table, chunks, numbers ->",
     instructions=("LDG.E.128", "STG.E.128"),
-    examples=[(uint32, "sgd"), (uint32, "momentum"), (uint32, "nesterov"), (uint32, "adam"), (int64, "adam")],
+    examples=EXAMPLES,
 )
 def update_tensors_vector(index: Any, rule: str) -> Launch:
     """The same, four elements at a time; all tensors aligned to 16."""
@@ -185,7 +211,8 @@ def update_tensors_vector(index: Any, rule: str) -> Launch:
     ):
         block = cuda.blockIdx.x
         tensor, begin, size = chunks[block], chunks[blocks + block], chunks[2 * blocks + block]
-        values, grads = pointer_to_float32(table[tensor]), pointer_to_float32(table[tensors + tensor])
+        values = pointer_to_float32(table[tensor])
+        grads = pointer_to_float32(table[min(1, arrays - 1) * tensors + tensor])
         firsts = pointer_to_float32(table[min(2, arrays - 1) * tensors + tensor])
         seconds = pointer_to_float32(table[(arrays - 1) * tensors + tensor])
         hyper = read(numbers)
@@ -194,7 +221,7 @@ def update_tensors_vector(index: Any, rule: str) -> Launch:
             i = index(begin + 4 * (k * BLOCK + cuda.threadIdx.x))
             if i + 3 < size:
                 v0, v1, v2, v3 = load4(values, i)
-                g0, g1, g2, g3 = load4(grads, i)
+                g0, g1, g2, g3 = load4(grads, i) if arrays > 1 else (zero, zero, zero, zero)
                 a0, a1, a2, a3 = load4(firsts, i) if arrays > 2 else (zero, zero, zero, zero)
                 b0, b1, b2, b3 = load4(seconds, i) if arrays > 3 else (zero, zero, zero, zero)
                 v0, a0, b0 = update(v0, g0, a0, b0, hyper)
@@ -224,3 +251,43 @@ def chunks_of(run: Runner, sizes: tuple[int, ...]) -> DeviceArray:
         rows = [(tensor, begin, size) for tensor, size in enumerate(sizes) for begin in range(0, size, CHUNK)]
         tables[sizes] = run.upload(np.array(rows, np.int64).T.copy())
     return tables[sizes]
+
+
+def require_lists(operation: str, lists: dict[str, Sequence[DeviceArray]]) -> None:
+    """Raise ShapeError unless all lists have as many arrays as the first one, of the same shapes."""
+    (first, leading), *others = lists.items()
+    for name, arrays in others:
+        if len(arrays) != len(leading):
+            raise ShapeError(f"{operation}: {name} has {len(arrays)} arrays, expected {len(leading)} as {first} has")
+        for i, (array, leader) in enumerate(zip(arrays, leading, strict=True)):
+            if array.shape != leader.shape:
+                raise ShapeError(
+                    f"{operation}: {name}[{i}] has shape {tuple(array.shape)}, expected {tuple(leader.shape)} as "
+                    f"{first}[{i}] has"
+                )
+
+
+def update_tensors(
+    run: Runner,
+    lists: Sequence[Sequence[DeviceArray]],
+    rule: str,
+    host: NDArray[np.float32] | None,
+    numbers: DeviceArray | None,
+    technique: str | None,
+) -> None:
+    """Launch a rule on `run`; `lists` are as many as its arrays, and fit each other.
+
+    The rule reads `numbers`, in device memory, or where that is None a copy of `host`. The vector technique falls back
+    on the scalar one where an array does not start at a multiple of 16 bytes.
+    """
+    sizes = tuple(int(value.size) for value in lists[0])
+    if not sum(sizes):
+        return
+    everything = [array for arrays in lists for array in arrays]
+    factory = update_tensors_vector if technique != "scalar" and wide(*everything) else update_tensors_scalar
+    chunks = chunks_of(run, sizes)
+    numbers = run.upload(host) if numbers is None else numbers  # type: ignore[arg-type]  # then there is a host
+    run(
+        factory(index_type(max(sizes)), rule),
+        run.addresses(everything), chunks, numbers, len(sizes), chunks.size // 3, sum(sizes),
+    )  # fmt: skip

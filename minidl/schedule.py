@@ -95,7 +95,7 @@ def warm_up(schedule: Schedule, steps: int) -> Schedule:
     return rate
 
 
-def by_name(name: str, lr: float, steps: int) -> Schedule:
+def by_name(name: str, lr: float, steps: int, rise: int | None = None, minimum: float = 0.0) -> Schedule:
     """The schedule that `--schedule NAME` means, for a run of `steps` steps whose largest learning rate is `lr`.
 
     Args:
@@ -103,21 +103,32 @@ def by_name(name: str, lr: float, steps: int) -> Schedule:
             or `step`, a tenth of the learning rate from half of the steps on, and a hundredth from three quarters on.
         lr: Finite, above 0.
         steps: At least 1.
+        rise: Steps of warm-up, fewer than `steps`, in the place of the schedule's own; of `one-cycle`, up to its peak.
+            The others still end, or change, at the same steps.
+        minimum: Where `cosine` ends, at most `lr`; the others have none.
 
     Raises:
         ConfigError: An argument is out of its range, or there is no such schedule.
     """
     _check_lr(lr)
     _check_steps(steps)
+    if rise is not None and not 0 <= rise < steps:
+        raise ConfigError(f"a warm-up of {rise} steps does not fit a run of {steps}; expected 0 to {steps - 1}")
+    if minimum and name in NAMES and name != "cosine":
+        raise ConfigError(f"--min-lr is where the cosine schedule ends; leave it out with --schedule {name}")
+    if not 0 <= minimum <= lr:
+        raise ConfigError(f"--min-lr must be from 0 to --lr, which is {lr}, not {minimum}")
     if name == "constant":
-        return constant(lr)
+        return warm_up(constant(lr), rise) if rise else constant(lr)
     if name == "cosine":
-        rise = steps // 20
-        return warm_up(cosine(lr, steps - rise), rise)
+        rise = steps // 20 if rise is None else rise
+        return warm_up(cosine(lr, steps - rise, minimum), rise)
     if name == "one-cycle":
-        return one_cycle(lr, steps)
+        return one_cycle(lr, steps) if rise is None else one_cycle(lr, steps, pct_start=rise / steps)
     if name == "step":
-        return multi_step(lr, [math.ceil(steps / 2), math.ceil(3 * steps / 4)])
+        rise = rise or 0
+        drops = [max(0, math.ceil(steps / 2) - rise), max(0, math.ceil(3 * steps / 4) - rise)]
+        return warm_up(multi_step(lr, drops), rise) if rise else multi_step(lr, drops)
     near = difflib.get_close_matches(name, NAMES, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ConfigError(f"--schedule must be one of {', '.join(NAMES)}, not {name!r}{hint}")

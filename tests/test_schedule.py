@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -147,6 +148,34 @@ def test_a_rate_depends_on_the_step_alone(name: str) -> None:
     assert [again(t) for t in reversed(range(60))] == forward[::-1]
 
 
+@pytest.mark.parametrize("name", schedule.NAMES)
+@pytest.mark.parametrize("rise", [0, 1, 7, 39])
+def test_a_warm_up_takes_the_place_of_the_schedules_own(name: str, rise: int) -> None:
+    rate = by_name(name, 0.3, 40, rise)
+    rates = [rate(t) for t in range(40)]
+    # What comes after step 20 is a drop already; one-cycle reaches its peak with the last step of the rise.
+    peak = {"one-cycle": max(rise - 1, 0), "cosine": rise, "constant": rise, "step": rise}[name]
+    assert all(a < b for a, b in pairwise(rates[: peak + 1]))
+    assert all(a >= b for a, b in pairwise(rates[peak:]))
+    if name == "step":
+        assert rates[-1] == pytest.approx(0.003)
+        assert [t for t in range(rise + 1, 40) if rates[t] != rates[t - 1]] == [t for t in (20, 30) if t > rise]
+    elif name != "one-cycle" or rise:
+        assert max(rates) == pytest.approx(0.3)
+
+
+def test_without_a_rise_the_schedules_are_what_they_were() -> None:
+    assert [by_name("cosine", 0.3, 40)(t) for t in range(41)] == [warm_up(cosine(0.3, 38), 2)(t) for t in range(41)]
+    assert [by_name("one-cycle", 0.3, 40)(t) for t in range(41)] == [one_cycle(0.3, 40)(t) for t in range(41)]
+
+
+def test_the_cosine_ends_at_its_minimum() -> None:
+    rate = by_name("cosine", 0.3, 40, minimum=0.01)
+    assert rate(40) == rate(99) == 0.01
+    assert rate(39) > 0.01
+    assert by_name("cosine", 0.3, 40, 5, 0.3)(17) == 0.3
+
+
 # Errors
 
 
@@ -157,6 +186,11 @@ def test_a_rate_depends_on_the_step_alone(name: str) -> None:
         (lambda: by_name("constant", 0.1, -3), "needs at least 1 step, not -3"),
         (lambda: by_name("cosin", 0.1, 5), r"must be one of constant, .*, not 'cosin'; did you mean 'cosine'\?"),
         (lambda: by_name("zzz", 0.1, 5), r"not 'zzz'$"),
+        (lambda: by_name("cosine", 0.1, 5, 5), "a warm-up of 5 steps does not fit a run of 5; expected 0 to 4"),
+        (lambda: by_name("constant", 0.1, 5, -1), "a warm-up of -1 steps does not fit"),
+        (lambda: by_name("cosine", 0.1, 5, minimum=0.2), "--min-lr must be from 0 to --lr, which is 0.1, not 0.2"),
+        (lambda: by_name("cosine", 0.1, 5, minimum=-0.2), "--min-lr must be from 0 to --lr, which is 0.1, not -0.2"),
+        (lambda: by_name("step", 0.1, 5, minimum=0.01), "leave it out with --schedule step"),
         (lambda: by_name("step", math.nan, 5), "must be finite and above 0, not nan"),
         (lambda: constant(0.0), "must be finite and above 0, not 0.0"),
         (lambda: cosine(math.inf, 5), "must be finite and above 0, not inf"),

@@ -1,4 +1,4 @@
-"""Optimizer updates on the CPU: one pass over each parameter."""
+"""Optimizer updates and weight averaging on the CPU: one pass over each parameter."""
 
 from collections.abc import Sequence
 
@@ -38,6 +38,12 @@ def _adam(
         first_moment[i] = beta1 * first_moment[i] + new1 * g
         second_moment[i] = beta2 * second_moment[i] + new2 * g * g
         value[i] = v - rate * first_moment[i] / (np.sqrt(second_moment[i]) / root + eps)
+
+
+@compiled
+def _moving_average(first, last, average, value, weight):
+    for i in range(first, last):
+        average[i] += weight * (value[i] - average[i])
 
 
 class OptimizerOps(CpuDevice):
@@ -85,3 +91,8 @@ class OptimizerOps(CpuDevice):
         for arrays in zip(values, grads, first_moments, second_moments, strict=True):
             flat = tuple(array.reshape(-1) for array in arrays)
             self.workers.run(_adam, flat[0].size, GRAIN, *flat, *numbers)
+
+    def moving_average(self, averages: Sequence[np.ndarray], values: Sequence[np.ndarray], decay: float) -> None:
+        weight = np.float32(1 - decay)
+        for average, value in zip(averages, values, strict=True):
+            self.workers.run(_moving_average, value.size, GRAIN, average.reshape(-1), value.reshape(-1), weight)

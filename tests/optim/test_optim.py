@@ -142,10 +142,10 @@ def test_decay_groups_leave_out_biases_and_normalization(backend) -> None:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = optim.decay_groups(model, 0.5)
     assert [[names[id(p)] for p in group["params"]] for group in groups] == [
-        ["conv.weight", "block.branch.1.weight", "fc.weight"],
+        ["conv.weight", "block.0.1.weight", "fc.weight"],
         [
-            *("conv.bias", "bn.weight", "bn.bias", "block.branch.0.weight", "block.branch.0.bias"),
-            *("block.branch.1.bias", "fc.bias"),
+            *("conv.bias", "bn.weight", "bn.bias", "block.0.0.weight", "block.0.0.bias"),
+            *("block.0.1.bias", "fc.bias"),
         ],
     ]
     before = {name: p.value.copy() for name, p in model.named_parameters()}
@@ -153,8 +153,15 @@ def test_decay_groups_leave_out_biases_and_normalization(backend) -> None:
         p.grad = backend.zeros(p.shape)
     optim.SGD(groups, lr=0.5).step()
     for name, p in model.named_parameters():
-        decayed = name in ("conv.weight", "block.branch.1.weight", "fc.weight")
+        decayed = name in ("conv.weight", "block.0.1.weight", "fc.weight")
         assert np.array_equal(p.value, before[name] * backend.dtype.type(0.75 if decayed else 1)), name
+
+
+def test_biases_and_normalization_may_have_a_decay_of_their_own(backend) -> None:
+    model = nn.Sequential(nn.Linear(2, 3, device=backend), nn.BatchNorm1d(3, device=backend), nn.Scale(device=backend))
+    weights, others = optim.decay_groups(model, 0.5, 0.25)
+    assert (weights["weight_decay"], others["weight_decay"]) == (0.5, 0.25)
+    assert [len(group["params"]) for group in (weights, others)] == [1, 4]
 
 
 def test_parameters_without_a_gradient_stay(backend) -> None:

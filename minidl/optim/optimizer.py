@@ -1,8 +1,4 @@
-"""Optimizers with PyTorch's update rules: SGD, Adam and AdamW.
-
-Parameters come as a list, or as groups (dicts with "params" and any option that differs for the group), so that weight
-decay can leave out biases and normalization: `decay_groups(model, weight_decay)` makes those two groups.
-"""
+"""What the optimizers share: parameter groups, checks, and the state of each parameter."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,15 +12,6 @@ from minidl.nn import Module, Parameter
 from minidl.nn.arguments import is_count
 
 Group = dict[str, Any]
-
-
-def decay_groups(model: Module, weight_decay: float) -> list[Group]:
-    """Two parameter groups: weights, with decay, and biases and normalization parameters, without."""
-    parameters = list(model.parameters())
-    return [
-        {"params": [parameter for parameter in parameters if parameter.decay], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in parameters if not parameter.decay], "weight_decay": 0.0},
-    ]
 
 
 class Optimizer:
@@ -187,75 +174,6 @@ class Optimizer:
                 for slot, array in slots.items():
                     self.backend.copy(self.backend.array(state[f"{g}.{i}.{slot}"]), array)
         self.steps = int(state["steps"])
-
-
-class SGD(Optimizer):
-    """Stochastic gradient descent with momentum, Nesterov's form of it, and weight decay added to the gradient."""
-
-    def __init__(
-        self,
-        params: Iterable[Parameter] | Sequence[Group],
-        lr: float,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
-        nesterov: bool = False,
-    ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
-        super().__init__(params, defaults)
-        if any(group["nesterov"] and group["momentum"] == 0 for group in self.groups):
-            raise ValueError("SGD: nesterov needs a momentum greater than 0")
-
-    def slots_of(self, group: Group) -> tuple[str, ...]:
-        """A velocity, if there is momentum."""
-        return ("velocity",) if group["momentum"] else ()
-
-    def update(
-        self, group: Group, count: int, values: list[Array], grads: list[Array], slots: list[list[Array]]
-    ) -> None:
-        """See `Optimizer.update`."""
-        del count
-        options = group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]
-        self.backend.sgd(values, grads, slots[0] if slots else [], *options)
-
-
-class Adam(Optimizer):
-    """Kingma and Ba 2015 (arXiv:1412.6980); weight decay is added to the gradient."""
-
-    slots = ("first_moment", "second_moment")
-    decoupled = False
-
-    def __init__(
-        self,
-        params: Iterable[Parameter] | Sequence[Group],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
-
-    def update(
-        self, group: Group, count: int, values: list[Array], grads: list[Array], slots: list[list[Array]]
-    ) -> None:
-        """See `Optimizer.update`."""
-        options = count, group["lr"], *group["betas"], group["eps"], group["weight_decay"], self.decoupled
-        self.backend.adam(values, grads, slots[0], slots[1], *options)
-
-
-class AdamW(Adam):
-    """Adam with weight decay apart from the gradient (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
-
-    decoupled = True
-
-    def __init__(
-        self,
-        params: Iterable[Parameter] | Sequence[Group],
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-    ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay)
 
 
 def _is_finite(value: Any) -> bool:

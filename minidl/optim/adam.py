@@ -1,0 +1,47 @@
+"""Adam and AdamW."""
+
+from collections.abc import Iterable, Sequence
+
+from minidl.backends import Array
+from minidl.nn import Parameter
+from minidl.optim.optimizer import Group, Optimizer
+
+
+class Adam(Optimizer):
+    """Kingma and Ba 2015 (arXiv:1412.6980); weight decay is added to the gradient."""
+
+    slots = ("first_moment", "second_moment")
+    decoupled = False
+
+    def __init__(
+        self,
+        params: Iterable[Parameter] | Sequence[Group],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def update(
+        self, group: Group, count: int, values: list[Array], grads: list[Array], slots: list[list[Array]]
+    ) -> None:
+        """See `Optimizer.update`."""
+        options = count, group["lr"], *group["betas"], group["eps"], group["weight_decay"], self.decoupled
+        self.backend.adam(values, grads, slots[0], slots[1], *options)
+
+
+class AdamW(Adam):
+    """Adam with weight decay apart from the gradient (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+
+    decoupled = True
+
+    def __init__(
+        self,
+        params: Iterable[Parameter] | Sequence[Group],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(params, lr, betas, eps, weight_decay)

@@ -1,0 +1,36 @@
+"""Stochastic gradient descent."""
+
+from collections.abc import Iterable, Sequence
+
+from minidl.backends import Array
+from minidl.nn import Parameter
+from minidl.optim.optimizer import Group, Optimizer
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum, Nesterov's form of it, and weight decay added to the gradient."""
+
+    def __init__(
+        self,
+        params: Iterable[Parameter] | Sequence[Group],
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+        super().__init__(params, defaults)
+        if any(group["nesterov"] and group["momentum"] == 0 for group in self.groups):
+            raise ValueError("SGD: nesterov needs a momentum greater than 0")
+
+    def slots_of(self, group: Group) -> tuple[str, ...]:
+        """A velocity, if there is momentum."""
+        return ("velocity",) if group["momentum"] else ()
+
+    def update(
+        self, group: Group, count: int, values: list[Array], grads: list[Array], slots: list[list[Array]]
+    ) -> None:
+        """See `Optimizer.update`."""
+        del count
+        options = group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]
+        self.backend.sgd(values, grads, slots[0] if slots else [], *options)
