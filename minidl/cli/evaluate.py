@@ -1,6 +1,7 @@
 """`minidl eval`."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -10,8 +11,12 @@ from minidl.backends import choose
 from minidl.cli import layout, options
 from minidl.data import load
 from minidl.errors import ConfigError
+from minidl.nn import Folded, Module, fold
+from minidl.nn.folding import reasons
 from minidl.training import ImageSource, checkpoint, evaluate, load_model
 from minidl.training.runs import latest
+
+SHOWN = 4  # layers that are named where there are more
 
 
 @click.command("eval")
@@ -21,6 +26,12 @@ from minidl.training.runs import latest
 @options.data_dir
 @click.option("--split", type=click.Choice(("test", "train")), default="test", show_default=True, help="Which images.")
 @click.option("--batch-size", type=click.IntRange(min=1), metavar="N", default=256, show_default=True)
+@click.option(
+    "--fold",
+    "folding",
+    is_flag=True,
+    help="Fold batch normalization into the convolutions and linear layers beside it first, and say what was folded.",
+)
 @options.device
 @options.threads
 @options.out
@@ -32,6 +43,7 @@ def command(
     data_dir: str | None,
     split: str,
     batch_size: int,
+    folding: bool,
     device: str | None,
     threads: int | None,
     out: str,
@@ -57,18 +69,49 @@ def command(
     )
     # Normalized as in training, whatever the statistics of these images.
     source = ImageSource(images, labels, np.array(trained["mean"]), np.array(trained["std"]), choice.backend)
-    result = evaluate(model, source, batch_size)
+    folded = _folded(model, file) if folding else None
+    result = evaluate(model if folded is None else folded.model, source, batch_size)
     if as_json:
         epoch, _ = _progress(metadata)
-        summary = {"run": path, "checkpoint": str(file), "epoch": epoch, "data": dataset.name, "split": split}
+        summary: dict[str, Any] = {
+            "run": path,
+            "checkpoint": str(file),
+            "epoch": epoch,
+            "data": dataset.name,
+            "split": split,
+        }
         summary |= {"images": len(source)}
+        if folded is not None:
+            summary |= {"folded": folded.folded, "left": folded.left}
         click.echo(json.dumps(summary | {"device": choice.backend.name, **result._asdict()}))
         return
     click.echo(f"device: {choice.backend.describe()} ({choice.why})")
+    if folded is not None:
+        _say(folded)
     click.echo(
         f"{file}{_origin(file.name, metadata)}: {dataset.name} {split}, {len(source):,} images: "
         f"loss {result.loss:.4f}, accuracy {result.accuracy:.2%}"
     )
+
+
+def _folded(model: Module, file: Path) -> Folded:
+    try:
+        return fold(model)
+    except ValueError as error:
+        raise ConfigError(f"--fold: {file}: {str(error).removeprefix('fold: ')}") from None
+
+
+def _say(folded: Folded) -> None:
+    gone = [f"{norm} into {layer}" for norm, layer in folded.folded.items()]
+    layout.echo(f"folded: {layout.count(len(gone), 'batch normalization')}: {_few(gone, ', ')}")
+    if folded.left:
+        why = _few(reasons(folded.left), "; ")
+        layout.echo(f"left in place: {layout.count(len(folded.left), 'normalization')}: {why}")
+
+
+def _few(texts: list[str], separator: str) -> str:
+    more = f"{separator}and {len(texts) - SHOWN:,} more" if len(texts) > SHOWN else ""
+    return separator.join(texts[:SHOWN]) + more
 
 
 def _progress(metadata: dict[str, Any]) -> tuple[int | None, int]:
