@@ -12,7 +12,7 @@ from minidl.training.atomic import write_atomically
 
 _COLOURS = {"train": "#0072b2", "test": "#d55e00"}  # blue and vermilion: told apart by colour-blind readers too
 LOGARITHMIC = 30  # a loss that spans a larger factor has a logarithmic axis
-_STYLE = {
+STYLE = {
     "font.size": 10.0,
     "font.family": ["sans-serif"],
     "axes.formatter.limits": [-3, 4],  # beyond 1e-3 to 1e4, a factor above the axis: the margin holds any label
@@ -49,12 +49,12 @@ def _svg(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     unused = {"backend", "backend_fallback", "interactive", "toolbar"}  # and not ours to change
-    style: Any = {name: value for name, value in mpl.rcParamsDefault.items() if name not in unused} | _STYLE
+    style: Any = {name: value for name, value in mpl.rcParamsDefault.items() if name not in unused} | STYLE
     with mpl.rc_context(style):
         figure = Figure(figsize=(9, 3.8))
         # Fixed margins: a layout engine would draw everything twice to find them.
         figure.subplots_adjust(left=0.085, right=0.985, bottom=0.14, top=0.89, wspace=0.2)
-        figure.suptitle(_printable(title), fontsize=10.0, y=0.97, parse_math=False)  # a data set may be called "$x$"
+        figure.suptitle(printable(title), fontsize=10.0, y=0.97, parse_math=False)  # a data set may be called "$x$"
         loss, accuracy = figure.subplots(1, 2)
         for axes, metric, scale in ((loss, "loss", 1.0), (accuracy, "accuracy", 100.0)):
             for part, colour in _COLOURS.items():
@@ -98,6 +98,6 @@ def _number(row: Mapping[str, Any], name: str) -> float:
     return float(value) if value is not None and math.isfinite(value) else math.nan
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """`text` without what XML cannot hold."""
     return "".join(character if character.isprintable() else "?" for character in text)

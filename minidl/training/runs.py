@@ -4,6 +4,8 @@ config.toml                     the configuration; `minidl train --config` repea
 metrics.jsonl, metrics.csv      one row an epoch, the same columns; the first is the record, the second its copy
 summary.json, env.json          the result; the machine and the versions behind it
 curves.svg                      loss and accuracy against epoch
+monitor.jsonl, monitor.svg      what --monitor measured (monitor/record.py), and what `minidl monitor` drew of it
+events/                         the same for TensorBoard
 checkpoints/                    last.safetensors, previous.safetensors, best.safetensors
 .lock                           while a process trains the run (lock.py)
 
@@ -69,6 +71,11 @@ class RunFolder:
     def curves(self) -> Path:
         """The plot of the metrics."""
         return self.path / "curves.svg"
+
+    @property
+    def monitor(self) -> Path:
+        """What the monitor measured."""
+        return self.path / "monitor.jsonl"
 
     @classmethod
     def create(cls, parent: str | Path, name: str) -> "RunFolder":
