@@ -13,7 +13,6 @@ Each comes before the activation; with "-after" behind its name, as in "batch-af
 """
 
 import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from minidl import nn
@@ -50,6 +49,11 @@ class Norm:
         """What its layers are called: "bn" where it is batch normalization, as in torchvision."""
         return "bn" if self.kind in BATCH_KINDS else "norm"
 
+    @property
+    def batch_multiple(self) -> int:
+        """What number of images a training batch is a multiple of."""
+        return self.number if self.kind == "ghost" else 1
+
     def layer(self, channels: int, axes: int = 2) -> Module:
         """A layer for that many channels, of images (`axes` 2) or of vectors (0).
 
@@ -63,28 +67,45 @@ class Norm:
         if self.kind == "noisy":
             return nn.NoisyBatchNorm2d(channels) if axes else nn.NoisyBatchNorm1d(channels)
         if self.kind == "group":
-            if channels % self.number:
-                raise ConfigError(
-                    f"--norm group:{self.number}: {self.number} groups do not divide a layer's {channels} channels; "
-                    f"use a number that divides {channels}"
-                )
-            return nn.GroupNorm(self.number, channels)
+            return self._groups(channels, axes)
         if self.kind == "layer":
             return nn.GroupNorm(1, channels)
         if self.kind == "instance":
             if not axes:
-                raise ConfigError("--norm instance needs images: one value a channel has no variance")
+                raise ConfigError(f"--norm {self}: needs images; of vectors one value a channel has no variance")
             return nn.InstanceNorm2d(channels, affine=True)
         raise ValueError(f"there is no layer for {self.kind}")
 
+    def _groups(self, channels: int, axes: int) -> Module:
+        fitting = [n for n in range(1, channels if axes == 0 else channels + 1) if channels % n == 0]
+        if self.number in fitting:
+            return nn.GroupNorm(self.number, channels)
+        of_one = "groups of one value each have no variance"
+        fault = of_one if self.number == channels else f"{self.number} groups do not divide them"
+        raise ConfigError(
+            f"--norm {self}: a layer has {channels} channels, and {fault}; that many can be in "
+            f"{', '.join(map(str, fitting))} groups"
+        )
+
+    def relu(self, number: int | str, channels: int, axes: int = 2) -> dict[str, Module]:
+        """Normalization and ReLU in their order: {"bn1": ..., "relu1": ...}."""
+        relu: dict[str, Module] = {f"relu{number}": nn.ReLU()}
+        return relu | self._alone(number, channels, axes) if self.after else self._alone(number, channels, axes) | relu
+
+    def _alone(self, number: int | str, channels: int, axes: int) -> dict[str, Module]:
+        return {f"{self.name}{number}": self.layer(channels, axes)} if self.exists else {}
+
     def unit(
-        self, number: int, layer: Module, channels: int, activation: bool = True, axes: int = 2
+        self, number: int | str, layer: Module, channels: int, activation: bool = True, axes: int = 2
     ) -> dict[str, Module]:
         """A layer, normalization and ReLU in their order: {"conv1": layer, "bn1": ..., "relu1": ...}."""
-        weights = "conv" if axes else "fc"
-        norm = {f"{self.name}{number}": self.layer(channels, axes)} if self.exists else {}
-        relu: Mapping[str, Module] = {f"relu{number}": nn.ReLU()} if activation else {}
-        return {f"{weights}{number}": layer} | (dict(relu) | norm if self.after else norm | dict(relu))
+        rest = self.relu(number, channels, axes) if activation else self._alone(number, channels, axes)
+        return {f"{'conv' if axes else 'fc'}{number}": layer} | rest
+
+    def __str__(self) -> str:
+        """As it is given to --norm."""
+        number = f":{self.number}" if self.kind in NUMBERS else ""
+        return f"{self.kind}{number}{AFTER if self.after else ''}"
 
 
 def parse(spec: str) -> Norm:

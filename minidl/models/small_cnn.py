@@ -1,6 +1,5 @@
 """small-cnn: the network that `minidl train` trains where nothing else is asked for."""
 
-from minidl.errors import ConfigError
 from minidl.models.norms import Norm
 from minidl.nn import Conv2d, Flatten, Linear, MaxPool2d, Module, Sequential
 
@@ -14,13 +13,8 @@ def small_cnn(image_shape: tuple[int, int, int], classes: int, norm: Norm) -> Se
         image_shape: (height, width, channels); height and width at least 4.
         classes: Outputs.
         norm: Normalization.
-
-    Raises:
-        ConfigError: The images are too small.
     """
     height, width, channels = image_shape
-    if height < 4 or width < 4:
-        raise ConfigError(f"small-cnn needs images of at least 4x4 pixels, got {height}x{width}")
     layers: dict[str, Module] = {}
     plan = ((channels, 32, False), (32, 32, True), (32, 64, False), (64, 64, True))
     for i, (c_in, c_out, pool) in enumerate(plan, start=1):

@@ -1,0 +1,77 @@
+"""A forward pass without arithmetic: what shapes a network makes, what it would compute, what it keeps."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+
+from minidl.backends import Array, Backend
+from minidl.nn import Module
+
+
+class ShapeBackend:
+    """A backend whose arrays have a shape and a dtype, and no memory; its operations do nothing.
+
+    For forward passes alone. Its arrays are NumPy's, every element at the same address.
+
+    Attributes:
+        flops: Of the operations so far. A multiply-add is two; only those of convolutions and linear layers are
+            counted, with those on padding but without biases, as `torch.utils.flop_counter` counts.
+    """
+
+    name = "shapes"
+    dtype: np.dtype[Any] = np.dtype(np.float32)
+
+    def __init__(self) -> None:
+        self.flops = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
+        """See `Backend`."""
+        return np.broadcast_to(np.zeros((), self.dtype if dtype is None else dtype), shape)
+
+    zeros = empty
+
+    def accept(self, array: Array, name: str, dtype: Any = None) -> Array:
+        """See `Backend`."""
+        del name, dtype
+        return array
+
+    def conv2d_forward(self, x: Array, w: Array, bias: Array | None, y: Array, *_: Any) -> None:
+        """See `Backend`."""
+        del x, bias
+        self.flops += 2 * y.size * w[..., 0].size
+
+    def linear_forward(self, x: Array, w: Array, bias: Array | None, y: Array) -> None:
+        """See `Backend`."""
+        del x, bias
+        self.flops += 2 * y.size * w.shape[1]
+
+    def __getattr__(self, operation: str) -> Any:
+        if operation.startswith("_") or not hasattr(Backend, operation):
+            raise AttributeError(f"{type(self).__name__} has no {operation}")
+        return _nothing
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def on_shapes(model: Module) -> Iterator[ShapeBackend]:
+    """Inside, `model` is in training mode and on a `ShapeBackend`; outside, nothing about it has changed.
+
+    Parameters stay where they are: of them only the shapes are read.
+    """
+    backend = ShapeBackend()
+    modules = [module for _, module in model.named_modules()]
+    before = [dict(vars(module)) for module in modules]
+    try:
+        for module in modules:
+            module.backend = cast(Backend, backend)
+        model.train()
+        yield backend
+    finally:
+        for module, attributes in zip(modules, before, strict=True):
+            vars(module).clear()
+            vars(module).update(attributes)
