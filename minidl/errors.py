@@ -19,6 +19,10 @@ class CheckpointError(MinidlError):
     """A checkpoint is missing, damaged or belongs to another model."""
 
 
+class InteropError(MinidlError):
+    """A model cannot go into, or come from, a file that other frameworks share."""
+
+
 class DeviceError(MinidlError):
     """The device asked for cannot be used here."""
 

@@ -129,7 +129,7 @@ def _is_good(path: Path) -> bool:
 
 
 def _encode(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> bytes:
-    arrays = {name: _plain_array(name, array) for name, array in tensors.items()}
+    arrays = {name: plain_array(name, array) for name, array in tensors.items()}
     _require_text_keys(metadata)
     document = json.dumps(
         {
@@ -142,7 +142,7 @@ def _encode(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> b
     return safetensors.numpy.save(arrays, {"checkpoint": _sealed(document)})
 
 
-def _plain_array(name: str, array: np.ndarray) -> np.ndarray:
+def plain_array(name: str, array: np.ndarray) -> np.ndarray:
     """The array in C order and little-endian. safetensors 0.8.0 writes wrong bytes for any other strides, unasked."""
     if not isinstance(name, str) or name in ("", "__metadata__"):
         raise TypeError(f"a tensor's name must be non-empty text other than __metadata__, not {name!r}")
