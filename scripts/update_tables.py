@@ -3,7 +3,8 @@
     python scripts/update_tables.py            # rewrite
     python scripts/update_tables.py --check    # exit 1 if a page does not say what the records say
 
-A table stands between `<!-- NAME -->` and `<!-- /NAME -->`. What has not been recorded says so.
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`. What has not been recorded says so. The table of
+docs/onnx.md is written by `python -m minidl.interop.onnx_nodes`.
 """
 
 import json
@@ -19,12 +20,16 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from minidl.data import load
+from minidl.nn.conventions import page as conventions
+from minidl.training.curves import draw_curves
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "docs" / "results" / "training.jsonl"
 GPU_RECORDS = ROOT / "docs" / "results" / "gpu.jsonl"
 PICTURE = ROOT / "docs" / "images" / "batchnorm.svg"
+RESNET = ROOT / "docs" / "images" / "fashion-mnist-resnet-20.svg"
 DIGIT = ROOT / "docs" / "images" / "digit.png"
+CONVENTIONS = ROOT / "docs" / "batchnorm-conventions.md"
 NOT_YET = "not yet recorded"
 
 Record = dict[str, Any]
@@ -97,6 +102,7 @@ def training_table() -> str:
         ("digits, the defaults", "digits", "digits-no-bn", "digits-cold"),
         ("Fashion-MNIST, 5 epochs", "fashion-mnist-5", "fashion-mnist-5-no-bn", None),
         ("Fashion-MNIST, 15 epochs", "fashion-mnist-15", None, None),
+        ("Fashion-MNIST, resnet-20, 30 epochs", "fashion-mnist-resnet-20", None, None),
     ):
         without = _accuracy(read(plain)) if plain else ""
         seconds = f"{_seconds(read(name))}; {_seconds(read(cold))} the first time" if cold else ""
@@ -165,6 +171,9 @@ def draw_digit() -> None:
 TABLES = {
     "results": (ROOT / "README.md", training_table),
     "gpu": (ROOT / "docs" / "kernels.md", gpu_table),
+    "frameworks": (CONVENTIONS, conventions.table),
+    "notes": (CONVENTIONS, conventions.notes),
+    "sources": (CONVENTIONS, conventions.sources),
 }
 
 
@@ -184,7 +193,7 @@ def main() -> None:
                 page.write_text(new, encoding="utf-8")
     if check and stale:
         sys.exit(f"not what docs/results/ says: {', '.join(stale)}; run python scripts/update_tables.py")
-    missing = [picture.name for picture in (PICTURE, DIGIT) if not picture.exists()]
+    missing = [picture.name for picture in (PICTURE, RESNET, DIGIT) if not picture.exists()]
     if check and missing:
         sys.exit(f"not drawn: {', '.join(missing)}; run python scripts/update_tables.py")
     if not check:
@@ -192,6 +201,8 @@ def main() -> None:
         draw_digit()
         if read("fashion-mnist-5"):
             draw_picture()
+        for row in read("fashion-mnist-resnet-20"):
+            draw_curves(row["metrics"], RESNET, f"{row['command']}: {row['summary']['test_accuracy']:.2%}")
 
 
 if __name__ == "__main__":
