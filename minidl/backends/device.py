@@ -1,14 +1,34 @@
 """The kernels of kernels/ as a backend: each operation is its host function, given the runner that runs it."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from kernels import activation, batchnorm, channels, conv, dropout, elementwise, linear, metrics, optimizer, pooling
+from kernels import (
+    activation,
+    averaging,
+    batchnorm,
+    channels,
+    conv,
+    dropout,
+    elementwise,
+    gradient_norm,
+    group_norm,
+    linear,
+    metrics,
+    noise,
+    optimizer,
+    pooling,
+    scale,
+    softmax,
+)
+from kernels.augmentation import draw_augmentation
 from kernels.images import gather_images, gather_labels
 from kernels.launch import Runner
 from kernels.loss import cross_entropy
+from kernels.rows import scale_rows
 from minidl.backends.protocol import Array, BatchStatistics, Pair
 from minidl.backends.registered import Registered
 from minidl.errors import ConfigError
@@ -130,6 +150,29 @@ class DeviceBackend(Registered):
         gradients = dx, dresidual, dgamma, dbeta
         self._launch(batchnorm.batchnorm_add_relu_backward, x, y, dy, statistics, gamma, *gradients, training)
 
+    # Group, layer and instance normalization.
+
+    def group_norm_statistics(self, x: Array, groups: int, eps: float, out: BatchStatistics) -> None:
+        self._launch(group_norm.group_norm_statistics, x, groups, eps, out)
+
+    def group_norm_apply(
+        self, x: Array, statistics: BatchStatistics, groups: int, gamma: Array | None, beta: Array | None, y: Array
+    ) -> None:
+        self._launch(group_norm.group_norm_apply, x, statistics, groups, gamma, beta, y)
+
+    def group_norm_backward(
+        self,
+        x: Array,
+        dy: Array,
+        statistics: BatchStatistics,
+        groups: int,
+        gamma: Array | None,
+        dx: Array,
+        dgamma: Array | None,
+        dbeta: Array | None,
+    ) -> None:
+        self._launch(group_norm.group_norm_backward, x, dy, statistics, groups, gamma, dx, dgamma, dbeta)
+
     # Elementwise.
 
     def relu_forward(self, x: Array, y: Array) -> None:
@@ -140,6 +183,12 @@ class DeviceBackend(Registered):
 
     def add(self, a: Array, b: Array, out: Array) -> None:
         self._launch(elementwise.add, a, b, out)
+
+    def scale_forward(self, x: Array, factor: Array, y: Array) -> None:
+        self._launch(scale.scale_forward, x, factor, y)
+
+    def scale_backward(self, x: Array, dy: Array, factor: Array, dx: Array, dfactor: Array) -> None:
+        self._launch(scale.scale_backward, x, dy, factor, dx, dfactor)
 
     def concat(self, parts: Sequence[Array], out: Array) -> None:
         self._launch(channels.concat, parts, out)
@@ -156,31 +205,99 @@ class DeviceBackend(Registered):
     def dropout(self, x: Array, y: Array, p: float, seed: int, stream: int, call: int) -> None:
         self._launch(dropout.dropout, x, y, p, seed, stream, call)
 
+    def noise_forward(
+        self,
+        x: Array,
+        y: Array,
+        offset: float,
+        scale: float,
+        jitter: float,
+        seed: int,
+        stream: int,
+        call: int,
+    ) -> None:
+        self._launch(noise.noise_forward, x, y, offset, scale, jitter, seed, stream, call)
+
+    def noise_backward(
+        self, dy: Array, dx: Array, scale: float, jitter: float, seed: int, stream: int, call: int
+    ) -> None:
+        self._launch(noise.noise_backward, dy, dx, scale, jitter, seed, stream, call)
+
     # Pooling.
 
-    def max_pool2d_forward(self, x: Array, y: Array, index: Array, kernel: Pair, stride: Pair, padding: Pair) -> None:
-        self._launch(pooling.max_pool2d_forward, x, y, index, kernel, stride, padding)
+    def max_pool2d_forward(
+        self,
+        x: Array,
+        y: Array,
+        index: Array,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair = (1, 1),
+        ceil_mode: bool = False,
+    ) -> None:
+        window = kernel, stride, padding, dilation, ceil_mode
+        self._launch(pooling.max_pool2d_forward, x, y, index, *window)
 
     def max_pool2d_backward(
-        self, dy: Array, index: Array, dx: Array, kernel: Pair, stride: Pair, padding: Pair
+        self,
+        dy: Array,
+        index: Array,
+        dx: Array,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair = (1, 1),
+        ceil_mode: bool = False,
     ) -> None:
-        self._launch(pooling.max_pool2d_backward, dy, index, dx, kernel, stride, padding)
+        window = kernel, stride, padding, dilation, ceil_mode
+        self._launch(pooling.max_pool2d_backward, dy, index, dx, *window)
 
     def avg_pool2d_forward(
-        self, x: Array, y: Array, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool
+        self,
+        x: Array,
+        y: Array,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        count_include_pad: bool,
+        ceil_mode: bool = False,
     ) -> None:
-        self._launch(pooling.avg_pool2d_forward, x, y, kernel, stride, padding, count_include_pad)
+        options = kernel, stride, padding, count_include_pad, ceil_mode
+        self._launch(pooling.avg_pool2d_forward, x, y, *options)
 
     def avg_pool2d_backward(
-        self, dy: Array, dx: Array, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool
+        self,
+        dy: Array,
+        dx: Array,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        count_include_pad: bool,
+        ceil_mode: bool = False,
     ) -> None:
-        self._launch(pooling.avg_pool2d_backward, dy, dx, kernel, stride, padding, count_include_pad)
+        options = kernel, stride, padding, count_include_pad, ceil_mode
+        self._launch(pooling.avg_pool2d_backward, dy, dx, *options)
 
     def global_avg_pool2d_forward(self, x: Array, y: Array) -> None:
         self._launch(pooling.global_avg_pool2d_forward, x, y)
 
     def global_avg_pool2d_backward(self, dy: Array, dx: Array) -> None:
         self._launch(pooling.global_avg_pool2d_backward, dy, dx)
+
+    # Softmax.
+
+    def softmax_forward(self, x: Array, y: Array) -> None:
+        self._launch(softmax.softmax_forward, x, y)
+
+    def softmax_backward(self, dy: Array, y: Array, dx: Array) -> None:
+        self._launch(softmax.softmax_backward, dy, y, dx)
+
+    def log_softmax_forward(self, x: Array, y: Array) -> None:
+        self._launch(softmax.log_softmax_forward, x, y)
+
+    def log_softmax_backward(self, dy: Array, y: Array, dx: Array) -> None:
+        self._launch(softmax.log_softmax_backward, dy, y, dx)
 
     # Loss and metrics.
 
@@ -193,9 +310,13 @@ class DeviceBackend(Registered):
         label_smoothing: float,
         ignore_index: int,
         reduction: str,
+        weight: Array | None = None,
     ) -> None:
-        arrays, options = (logits, targets, loss, dlogits), (label_smoothing, ignore_index, reduction)
+        arrays, options = (logits, targets, loss, dlogits), (label_smoothing, ignore_index, reduction, weight)
         self._launch(cross_entropy, *arrays, *options, check=self.checks_targets)
+
+    def scale_rows(self, x: Array, factors: Array, y: Array) -> None:
+        self._launch(scale_rows, x, factors, y)
 
     def count_correct(self, logits: Array, targets: Array, correct: Array) -> None:
         self._launch(metrics.count_correct, logits, targets, correct)
@@ -234,21 +355,82 @@ class DeviceBackend(Registered):
         numbers = step, lr, beta1, beta2, eps, weight_decay, decoupled
         self._launch(optimizer.adam, values, grads, first_moments, second_moments, *numbers)
 
+    def moving_average(self, averages: Sequence[Array], values: Sequence[Array], decay: float) -> None:
+        self._launch(averaging.moving_average, averages, values, decay)
+
+    def global_norm(self, arrays: Sequence[Array], norm: Array) -> None:
+        self._launch(gradient_norm.global_norm, arrays, norm)
+
+    def clip_by_norm(self, arrays: Sequence[Array], norm: Array, max_norm: float) -> None:
+        self._launch(gradient_norm.clip_by_norm, arrays, norm, max_norm)
+
     # Images.
 
-    def gather_images(
-        self, images: Array, index: Array, shifts: Array, flips: Array, mean: Array, std: Array, out: Array
+    def draw_augmentation(
+        self,
+        index: Array,
+        shifts: Array,
+        flips: Array,
+        centres: Array,
+        image_size: Pair,
+        crop_padding: int,
+        flip: bool,
+        seed: int,
+        epoch: int,
     ) -> None:
-        self._launch(gather_images, images, index, shifts, flips, mean, std, out)
+        numbers = image_size, crop_padding, flip, seed, epoch
+        self._launch(draw_augmentation, index, shifts, flips, centres, *numbers)
+
+    def gather_images(
+        self,
+        images: Array,
+        index: Array,
+        shifts: Array,
+        flips: Array,
+        centres: Array,
+        mean: Array,
+        std: Array,
+        out: Array,
+        cutout: int,
+    ) -> None:
+        self._launch(gather_images, images, index, shifts, flips, centres, mean, std, out, cutout)
 
     def gather_labels(self, labels: Array, index: Array, out: Array) -> None:
         self._launch(gather_labels, labels, index, out)
 
 
-_MODULES = activation, batchnorm, channels, conv, dropout, elementwise, linear, metrics, optimizer, pooling
-_ONE_BY_ONE: list[Callable[..., Any]] = [cross_entropy, gather_images, gather_labels]
+_MODULES = (
+    activation,
+    averaging,
+    batchnorm,
+    channels,
+    conv,
+    dropout,
+    elementwise,
+    gradient_norm,
+    group_norm,
+    linear,
+    metrics,
+    noise,
+    optimizer,
+    pooling,
+    scale,
+    softmax,
+)
+_ONE_BY_ONE: list[Callable[..., Any]] = [
+    cross_entropy,
+    draw_augmentation,
+    gather_images,
+    gather_labels,
+    scale_rows,
+]
 # By the name of the operation, which is the host function's own.
 _HOSTS: dict[str, Callable[..., Any]] = {
     **{host.__name__: host for host in _ONE_BY_ONE},
-    **{name: vars(module)[name] for module in _MODULES for name in vars(DeviceBackend) if name in vars(module)},
+    **{
+        name: vars(module)[name]
+        for module in _MODULES
+        for name in vars(DeviceBackend)
+        if inspect.isfunction(vars(module).get(name))  # what kernels call is none
+    },
 }

@@ -91,7 +91,7 @@ class Backend(Protocol):
         """Through batch statistics where `training`, else through fixed ones: dx = dy * gamma * inv_std.
 
         With `relu`, dy is the gradient of max(y, 0), and the sign of y is recomputed from x exactly as forward did.
-        dgamma and dbeta are None when the layer has no gamma and beta.
+        dgamma and dbeta are None where the layer has no gamma and beta, or what is frozen needs no gradient.
         """
 
     # The end of a residual block; residual and dresidual are like x.
@@ -115,8 +115,32 @@ class Backend(Protocol):
     ) -> None:
         """Dresidual = 0 where y <= 0, else dy; y is forward's output. The rest as `batchnorm_backward` from dresidual.
 
-        dgamma and dbeta are None when the layer has no gamma and beta.
+        dgamma and dbeta are None where `batchnorm_backward` has none.
         """
+
+    # Group, layer and instance normalization (kernels/group_norm). x, y, dy, dx (n, ..., c): n samples of rows of c
+    # channels, of which c / groups neighbours are normalized together; statistics four arrays (n, groups); gamma, beta
+    # (c,), or no beta, or neither.
+    def group_norm_statistics(self, x: Array, groups: int, eps: float, out: BatchStatistics) -> None:
+        """Of each sample's groups, over its rows and their channels; a sample has at least one row."""
+
+    def group_norm_apply(
+        self, x: Array, statistics: BatchStatistics, groups: int, gamma: Array | None, beta: Array | None, y: Array
+    ) -> None:
+        """Y = ((x - shift) - delta) * inv_std * gamma + beta."""
+
+    def group_norm_backward(
+        self,
+        x: Array,
+        dy: Array,
+        statistics: BatchStatistics,
+        groups: int,
+        gamma: Array | None,
+        dx: Array,
+        dgamma: Array | None,
+        dbeta: Array | None,
+    ) -> None:
+        """Through the statistics; dgamma and dbeta are None where they are not wanted."""
 
     # Elementwise (kernels/activation.py, elementwise.py, channels.py, dropout.py); arrays of equal shape unless stated.
     def relu_forward(self, x: Array, y: Array) -> None: ...
@@ -125,6 +149,12 @@ class Backend(Protocol):
 
     def add(self, a: Array, b: Array, out: Array) -> None:
         """Out = a + b; out may be a or b."""
+
+    def scale_forward(self, x: Array, factor: Array, y: Array) -> None:
+        """Y = factor * x; factor () lies on the device; y may be x (kernels/scale.py)."""
+
+    def scale_backward(self, x: Array, dy: Array, factor: Array, dx: Array, dfactor: Array) -> None:
+        """Dx = factor * dy, and dfactor () = the sum of dy * x over all elements; dx may be dy."""
 
     def concat(self, parts: Sequence[Array], out: Array) -> None:
         """Along the last axis (channels): parts (..., c_i), out (..., sum of c_i)."""
@@ -144,25 +174,86 @@ class Backend(Protocol):
         Forward and backward are the same operation: backward applies it to dy with the same numbers.
         """
 
-    # Pooling (kernels/pooling.py). x (n, h, w, c), y (n, ho, wo, c).
-    def max_pool2d_forward(self, x: Array, y: Array, index: Array, kernel: Pair, stride: Pair, padding: Pair) -> None:
+    # Noise (kernels/noise.py). x, y, dy, dx (..., c), of equal shape; y may be x, dx may be dy.
+    def noise_forward(
+        self,
+        x: Array,
+        y: Array,
+        offset: float,
+        scale: float,
+        jitter: float,
+        seed: int,
+        stream: int,
+        call: int,
+    ) -> None:
+        """Y = s * x + m, both functions of (seed, stream to stream + 3, call, index) alone.
+
+        A channel draws sigma ~ U(1, scale) and mu ~ U(-offset, offset), its elements s ~ U(sigma -+ jitter) and
+        m ~ U(mu -+ jitter).
+        """
+
+    def noise_backward(
+        self, dy: Array, dx: Array, scale: float, jitter: float, seed: int, stream: int, call: int
+    ) -> None:
+        """Dx = s * dy, with the s that forward had for the same numbers."""
+
+    # Pooling (kernels/pooling). x (n, h, w, c), y (n, ho, wo, c); windows as in kernels/window.py.
+    def max_pool2d_forward(
+        self,
+        x: Array,
+        y: Array,
+        index: Array,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair = (1, 1),
+        ceil_mode: bool = False,
+    ) -> None:
         """`index` (like y, int32): the maximum's place in the image, row * w + column; ties go to the first."""
 
     def max_pool2d_backward(
-        self, dy: Array, index: Array, dx: Array, kernel: Pair, stride: Pair, padding: Pair
+        self,
+        dy: Array,
+        index: Array,
+        dx: Array,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair = (1, 1),
+        ceil_mode: bool = False,
     ) -> None: ...
     def avg_pool2d_forward(
-        self, x: Array, y: Array, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool
+        self,
+        x: Array,
+        y: Array,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        count_include_pad: bool,
+        ceil_mode: bool = False,
     ) -> None: ...
     def avg_pool2d_backward(
-        self, dy: Array, dx: Array, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool
+        self,
+        dy: Array,
+        dx: Array,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        count_include_pad: bool,
+        ceil_mode: bool = False,
     ) -> None: ...
     def global_avg_pool2d_forward(self, x: Array, y: Array) -> None:
         """X (n, h, w, c), y (n, c)."""
 
     def global_avg_pool2d_backward(self, dy: Array, dx: Array) -> None: ...
 
-    # Loss and metrics (kernels/loss.py, kernels/metrics.py). logits (n, classes), targets (n,) int64.
+    # Softmax (kernels/softmax.py) over the last axis, of arrays of equal shapes; y is forward's output.
+    def softmax_forward(self, x: Array, y: Array) -> None: ...
+    def softmax_backward(self, dy: Array, y: Array, dx: Array) -> None: ...
+    def log_softmax_forward(self, x: Array, y: Array) -> None: ...
+    def log_softmax_backward(self, dy: Array, y: Array, dx: Array) -> None: ...
+
+    # Loss and metrics (kernels/loss.py, rows.py, metrics.py). logits (n, classes), targets (n,) int64.
     def cross_entropy(
         self,
         logits: Array,
@@ -172,8 +263,16 @@ class Backend(Protocol):
         label_smoothing: float,
         ignore_index: int,
         reduction: str,
+        weight: Array | None = None,
     ) -> None:
-        """Loss () and its gradient in one pass; `reduction` is "mean" (over rows that are not ignored) or "sum"."""
+        """Loss and its gradient in one pass; `reduction` is "mean" (over rows that are not ignored), "sum" or "none".
+
+        With "none" loss is (n,) and dlogits holds each row's own gradient, otherwise loss is (). weight (classes,) or
+        None: the mean is then weighted by the weights of the targets.
+        """
+
+    def scale_rows(self, x: Array, factors: Array, y: Array) -> None:
+        """Y (n, c) = x (n, c), each row times its own of `factors` (n,)."""
 
     def count_correct(self, logits: Array, targets: Array, correct: Array) -> None:
         """`correct` () int64: rows whose largest logit, the first of equals, is at their target; none with NaN."""
@@ -209,21 +308,53 @@ class Backend(Protocol):
     ) -> None:
         """`step` counts from 1. `decoupled` is AdamW's weight decay, otherwise decay is added to the gradient."""
 
-    # Images (kernels/images.py).
+    def moving_average(self, averages: Sequence[Array], values: Sequence[Array], decay: float) -> None:
+        """Average += (1 - decay) * (value - average), for each pair, in place (kernels/averaging.py)."""
+
+    # Gradient clipping (kernels/gradient_norm.py); the norm stays on the device.
+    def global_norm(self, arrays: Sequence[Array], norm: Array) -> None:
+        """Norm () = the root of the sum of the squares of all elements of all arrays; none of them overflows."""
+
+    def clip_by_norm(self, arrays: Sequence[Array], norm: Array, max_norm: float) -> None:
+        """Each array *= min(1, max_norm / (norm + 1e-6)), in place."""
+
+    # Images (kernels/images.py, and kernels/augmentation.py for what is drawn).
+    def draw_augmentation(
+        self,
+        index: Array,
+        shifts: Array,
+        flips: Array,
+        centres: Array,
+        image_size: Pair,
+        crop_padding: int,
+        flip: bool,
+        seed: int,
+        epoch: int,
+    ) -> None:
+        """What happens to the images `index` (n,) int64 in this epoch, each image's a function of (seed, epoch, image).
+
+        shifts (n, 2) int32, uniform in -crop_padding..crop_padding; flips (n,) bool, half of them where `flip`, else
+        none; centres (n, 2) int32, uniform over the pixels of images of `image_size` (h, w).
+        """
+
     def gather_images(
         self,
         images: Array,
         index: Array,
         shifts: Array,
         flips: Array,
+        centres: Array,
         mean: Array,
         std: Array,
         out: Array,
+        cutout: int,
     ) -> None:
         """A batch of normalized float images from the uint8 images of a data set.
 
         images (N, h, w, c) uint8; index (n,) int64; shifts (n, 2) int32, (down, right), what moves in is 0; flips (n,)
-        bool, left to right, before the shift; mean, std (c,) in the units of `images`; out (n, h, w, c).
+        bool, left to right, before the shift; centres (n, 2) int32, (row, column) in out of a square of side `cutout`
+        that becomes 0 after normalization, not looked at where `cutout` is 0; mean, std (c,) in the units of `images`;
+        out (n, h, w, c).
         """
 
     def gather_labels(self, labels: Array, index: Array, out: Array) -> None:

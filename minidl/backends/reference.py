@@ -10,17 +10,25 @@ import numpy as np
 
 from kernels import (
     activation,
+    averaging,
     batchnorm,
     channels,
     conv,
     dropout,
     elementwise,
+    gradient_norm,
+    group_norm,
     linear,
     loss,
     metrics,
+    noise,
     optimizer,
     pooling,
+    rows,
+    scale,
+    softmax,
 )
+from kernels.augmentation import draw_augmentation_reference
 from kernels.images import gather_images_reference, gather_labels_reference
 from minidl.backends.host import HostMemory
 from minidl.backends.protocol import BatchStatistics, Pair
@@ -132,6 +140,36 @@ class ReferenceBackend(HostMemory, Registered):
         gradients = batchnorm.batchnorm_add_relu_backward_reference(x, y, dy, statistics, gamma, training)
         _assign_wanted((dx, dresidual, dgamma, dbeta), gradients)
 
+    # Group, layer and instance normalization.
+
+    def group_norm_statistics(self, x: np.ndarray, groups: int, eps: float, out: BatchStatistics) -> None:
+        _assign(out, group_norm.group_norm_statistics_reference(x, groups, eps))
+
+    def group_norm_apply(
+        self,
+        x: np.ndarray,
+        statistics: BatchStatistics,
+        groups: int,
+        gamma: np.ndarray | None,
+        beta: np.ndarray | None,
+        y: np.ndarray,
+    ) -> None:
+        y[...] = group_norm.group_norm_apply_reference(x, statistics, groups, gamma, beta)
+
+    def group_norm_backward(
+        self,
+        x: np.ndarray,
+        dy: np.ndarray,
+        statistics: BatchStatistics,
+        groups: int,
+        gamma: np.ndarray | None,
+        dx: np.ndarray,
+        dgamma: np.ndarray | None,
+        dbeta: np.ndarray | None,
+    ) -> None:
+        gradients = group_norm.group_norm_backward_reference(x, dy, statistics, groups, gamma)
+        _assign_wanted((dx, dgamma, dbeta), gradients)
+
     # Elementwise.
 
     def relu_forward(self, x: np.ndarray, y: np.ndarray) -> None:
@@ -142,6 +180,14 @@ class ReferenceBackend(HostMemory, Registered):
 
     def add(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
         out[...] = elementwise.add_reference(a, b)
+
+    def scale_forward(self, x: np.ndarray, factor: np.ndarray, y: np.ndarray) -> None:
+        y[...] = scale.scale_forward_reference(x, factor)
+
+    def scale_backward(
+        self, x: np.ndarray, dy: np.ndarray, factor: np.ndarray, dx: np.ndarray, dfactor: np.ndarray
+    ) -> None:
+        _assign((dx, dfactor), scale.scale_backward_reference(x, dy, factor))
 
     def concat(self, parts: Sequence[np.ndarray], out: np.ndarray) -> None:
         out[...] = channels.concat_reference(parts)
@@ -158,17 +204,52 @@ class ReferenceBackend(HostMemory, Registered):
     def dropout(self, x: np.ndarray, y: np.ndarray, p: float, seed: int, stream: int, call: int) -> None:
         y[...] = dropout.dropout_reference(x, p, seed, stream, call)
 
+    def noise_forward(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        offset: float,
+        scale: float,
+        jitter: float,
+        seed: int,
+        stream: int,
+        call: int,
+    ) -> None:
+        y[...] = noise.noise_forward_reference(x, offset, scale, jitter, seed, stream, call)
+
+    def noise_backward(
+        self, dy: np.ndarray, dx: np.ndarray, scale: float, jitter: float, seed: int, stream: int, call: int
+    ) -> None:
+        dx[...] = noise.noise_backward_reference(dy, scale, jitter, seed, stream, call)
+
+    def draw_augmentation(
+        self,
+        index: np.ndarray,
+        shifts: np.ndarray,
+        flips: np.ndarray,
+        centres: np.ndarray,
+        image_size: Pair,
+        crop_padding: int,
+        flip: bool,
+        seed: int,
+        epoch: int,
+    ) -> None:
+        drawn = draw_augmentation_reference(index, image_size, crop_padding, flip, seed, epoch)
+        _assign((shifts, flips, centres), drawn)
+
     def gather_images(
         self,
         images: np.ndarray,
         index: np.ndarray,
         shifts: np.ndarray,
         flips: np.ndarray,
+        centres: np.ndarray,
         mean: np.ndarray,
         std: np.ndarray,
         out: np.ndarray,
+        cutout: int,
     ) -> None:
-        out[...] = gather_images_reference(images, index, shifts, flips, mean, std)
+        out[...] = gather_images_reference(images, index, shifts, flips, centres, mean, std, cutout)
 
     def gather_labels(self, labels: np.ndarray, index: np.ndarray, out: np.ndarray) -> None:
         out[...] = gather_labels_reference(labels, index)
@@ -176,31 +257,78 @@ class ReferenceBackend(HostMemory, Registered):
     # Pooling.
 
     def max_pool2d_forward(
-        self, x: np.ndarray, y: np.ndarray, index: np.ndarray, kernel: Pair, stride: Pair, padding: Pair
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        index: np.ndarray,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair = (1, 1),
+        ceil_mode: bool = False,
     ) -> None:
-        _assign((y, index), pooling.max_pool2d_forward_reference(x, kernel, stride, padding))
+        window = kernel, stride, padding, dilation, ceil_mode
+        _assign((y, index), pooling.max_pool2d_forward_reference(x, *window))
 
     def max_pool2d_backward(
-        self, dy: np.ndarray, index: np.ndarray, dx: np.ndarray, kernel: Pair, stride: Pair, padding: Pair
+        self,
+        dy: np.ndarray,
+        index: np.ndarray,
+        dx: np.ndarray,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair = (1, 1),
+        ceil_mode: bool = False,
     ) -> None:
-        dx[...] = pooling.max_pool2d_backward_reference(dy, index, dx.shape, kernel, stride, padding)
+        window = kernel, stride, padding, dilation, ceil_mode
+        dx[...] = pooling.max_pool2d_backward_reference(dy, index, dx.shape, *window)
 
     def avg_pool2d_forward(
-        self, x: np.ndarray, y: np.ndarray, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        count_include_pad: bool,
+        ceil_mode: bool = False,
     ) -> None:
-        y[...] = pooling.avg_pool2d_forward_reference(x, kernel, stride, padding, count_include_pad)
+        options = kernel, stride, padding, count_include_pad, ceil_mode
+        y[...] = pooling.avg_pool2d_forward_reference(x, *options)
 
     def avg_pool2d_backward(
-        self, dy: np.ndarray, dx: np.ndarray, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool
+        self,
+        dy: np.ndarray,
+        dx: np.ndarray,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        count_include_pad: bool,
+        ceil_mode: bool = False,
     ) -> None:
-        shape = dx.shape
-        dx[...] = pooling.avg_pool2d_backward_reference(dy, shape, kernel, stride, padding, count_include_pad)
+        options = kernel, stride, padding, count_include_pad, ceil_mode
+        dx[...] = pooling.avg_pool2d_backward_reference(dy, dx.shape, *options)
 
     def global_avg_pool2d_forward(self, x: np.ndarray, y: np.ndarray) -> None:
         y[...] = pooling.global_avg_pool2d_forward_reference(x)
 
     def global_avg_pool2d_backward(self, dy: np.ndarray, dx: np.ndarray) -> None:
         dx[...] = pooling.global_avg_pool2d_backward_reference(dy, dx.shape)
+
+    # Softmax.
+
+    def softmax_forward(self, x: np.ndarray, y: np.ndarray) -> None:
+        y[...] = softmax.softmax_forward_reference(x)
+
+    def softmax_backward(self, dy: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
+        dx[...] = softmax.softmax_backward_reference(dy, y)
+
+    def log_softmax_forward(self, x: np.ndarray, y: np.ndarray) -> None:
+        y[...] = softmax.log_softmax_forward_reference(x)
+
+    def log_softmax_backward(self, dy: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
+        dx[...] = softmax.log_softmax_backward_reference(dy, y)
 
     # Loss, metrics, optimizers.
 
@@ -213,8 +341,12 @@ class ReferenceBackend(HostMemory, Registered):
         label_smoothing: float,
         ignore_index: int,
         reduction: str,
+        weight: np.ndarray | None = None,
     ) -> None:
-        _assign((loss, dlogits), _cross_entropy(logits, targets, label_smoothing, ignore_index, reduction))
+        _assign((loss, dlogits), _cross_entropy(logits, targets, label_smoothing, ignore_index, reduction, weight))
+
+    def scale_rows(self, x: np.ndarray, factors: np.ndarray, y: np.ndarray) -> None:
+        y[...] = rows.scale_rows_reference(x, factors)
 
     def count_correct(self, logits: np.ndarray, targets: np.ndarray, correct: np.ndarray) -> None:
         correct[...] = metrics.count_correct_reference(logits, targets)
@@ -254,6 +386,17 @@ class ReferenceBackend(HostMemory, Registered):
         for value, grad, first, second in zip(values, grads, first_moments, second_moments, strict=True):
             numbers = step, lr, beta1, beta2, eps, weight_decay, decoupled
             _assign((value, first, second), optimizer.adam_reference(value, grad, first, second, *numbers))
+
+    def moving_average(self, averages: Sequence[np.ndarray], values: Sequence[np.ndarray], decay: float) -> None:
+        for average, value in zip(averages, values, strict=True):
+            average[...] = averaging.moving_average_reference(average, value, decay)
+
+    def global_norm(self, arrays: Sequence[np.ndarray], norm: np.ndarray) -> None:
+        norm[...] = gradient_norm.global_norm_reference(arrays)
+
+    def clip_by_norm(self, arrays: Sequence[np.ndarray], norm: np.ndarray, max_norm: float) -> None:
+        for array in arrays:
+            array[...] = gradient_norm.clip_by_norm_reference(array, norm, max_norm)
 
 
 _cross_entropy = loss.cross_entropy_reference

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import conv, pooling
+from kernels import conv, noise, pooling
+from kernels.window import span_of
 from minidl.lab.budget import TINY, U, products, rounding, summation
 
 Host = NDArray[Any]
@@ -61,26 +62,41 @@ def linear_backward_weight(x: Host, dy: Host) -> Bounds:
 
 
 def max_pool2d_backward(
-    dy: Host, index: Host, shape: tuple[int, ...], kernel: Pair, stride: Pair, padding: Pair
+    dy: Host,
+    index: Host,
+    shape: tuple[int, ...],
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair = (1, 1),
+    ceil_mode: bool = False,
 ) -> Bounds:
     """Only additions, and no more than the windows an element is in, less one."""
-    reference = pooling.max_pool2d_backward_reference
-    absolute = reference(_abs(dy), index, shape, kernel, stride, padding)  # type: ignore[arg-type]
-    return {"dx": rounding(_overlap(kernel, stride) - 1) * absolute}
+    reference, window = pooling.max_pool2d_backward_reference, (kernel, stride, padding, dilation, ceil_mode)
+    absolute = reference(_abs(dy), index, shape, *window)  # type: ignore[arg-type]
+    return {"dx": rounding(_overlap(kernel, stride, dilation) - 1) * absolute}
 
 
-def avg_pool2d_forward(x: Host, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool) -> Bounds:
+def avg_pool2d_forward(
+    x: Host, kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool, ceil_mode: bool = False
+) -> Bounds:
     """A window's additions, and the division (two roundings if by a reciprocal)."""
-    absolute = pooling.avg_pool2d_forward_reference(_abs(x), kernel, stride, padding, count_include_pad)
+    absolute = pooling.avg_pool2d_forward_reference(_abs(x), kernel, stride, padding, count_include_pad, ceil_mode)
     return {"y": rounding(math.prod(kernel) + 1) * absolute + TINY * (absolute > 0)}
 
 
 def avg_pool2d_backward(
-    dy: Host, shape: tuple[int, ...], kernel: Pair, stride: Pair, padding: Pair, count_include_pad: bool
+    dy: Host,
+    shape: tuple[int, ...],
+    kernel: Pair,
+    stride: Pair,
+    padding: Pair,
+    count_include_pad: bool,
+    ceil_mode: bool = False,
 ) -> Bounds:
     """A share is divided off (two roundings), and shares are added."""
-    reference = pooling.avg_pool2d_backward_reference
-    absolute = reference(_abs(dy), shape, kernel, stride, padding, count_include_pad)  # type: ignore[arg-type]
+    reference, options = pooling.avg_pool2d_backward_reference, (kernel, stride, padding, count_include_pad, ceil_mode)
+    absolute = reference(_abs(dy), shape, *options)  # type: ignore[arg-type]
     overlap = _overlap(kernel, stride)
     return {"dx": rounding(overlap + 1) * absolute + overlap * TINY * (absolute > 0)}
 
@@ -97,6 +113,35 @@ def dropout(x: Host, kept: NDArray[np.bool_], p: float) -> Bounds:
     return {"y": np.where(kept & (p > 0), 2 * U * scaled + TINY, 0)}
 
 
+def noise_forward(x: Host, offset: float, scale: float, jitter: float, seed: int, stream: int, call: int) -> Bounds:
+    """Of y = s x + m; uniform numbers, and twice those less 1, are exact.
+
+    sigma = 1 + (scale - 1) u rounds its factor, a product and a sum, the share of jitter in s its factor and a product,
+    and their sum rounds: altogether no more than 4 U f, f being the sum of both sizes. The same for m, where there is
+    no 1: 3 U t. Then s x and its sum with m round.
+    """
+    f, t = _noise(x.shape, offset, scale, jitter, seed, stream, call)
+    return {"y": 6 * U * f * _abs(x) + 4 * U * t + TINY}
+
+
+def noise_backward(dy: Host, scale: float, jitter: float, seed: int, stream: int, call: int) -> Bounds:
+    """Of dx = s dy, likewise."""
+    f, _ = _noise(dy.shape, 0.0, scale, jitter, seed, stream, call)
+    return {"dx": 5 * U * f * _abs(dy) + TINY * (dy != 0)}
+
+
+def _noise(
+    shape: tuple[int, ...], offset: float, scale: float, jitter: float, seed: int, stream: int, call: int
+) -> tuple[Host, Host]:
+    """The absolute values of what s and m are sums of."""
+    numbers = seed, stream, call
+    sigma = noise.noise_factors((1, shape[-1]), scale, 0.0, *numbers)
+    mu = noise.noise_terms((1, shape[-1]), offset, 0.0, *numbers)
+    of_s = np.abs(noise.noise_factors(shape, 1.0, jitter, *numbers) - 1)
+    of_m = np.abs(noise.noise_terms(shape, 0.0, jitter, *numbers))
+    return sigma + of_s, np.abs(mu) + of_m
+
+
 def relative(expected: Host, units: float) -> Host:
     """So many unit roundoffs of the answer, for what is rounded at the end of a few steps that lose less."""
     bound: Host = units * U * np.abs(expected) + TINY * (expected != 0)
@@ -107,6 +152,7 @@ def _abs(array: Host) -> Host:
     return np.abs(array.astype(np.float64))
 
 
-def _overlap(kernel: tuple[int, ...], stride: Pair) -> int:
-    """Windows that one element can be in."""
-    return math.prod(-(-size // step) for size, step in zip(kernel, stride, strict=True))
+def _overlap(kernel: tuple[int, ...], stride: Pair, dilation: Pair = (1, 1)) -> int:
+    """Windows that one element can be in: those that begin within a span, but no more than there are taps."""
+    axes = zip(kernel, stride, dilation, strict=True)
+    return math.prod(min(taps, -(-span_of(taps, apart) // step)) for taps, step, apart in axes)

@@ -83,7 +83,11 @@ class Twin:
         self._note(target)
 
     def _note(self, array: Array) -> Array:
-        self._written[address(array)] = _checksum(self.device.numpy(array))
+        start = address(array)
+        # Parts of an array, such as ghost batches, are written one by one; a whole that is written over them ends them.
+        for part in [at for at, (size, _) in self._written.items() if start < at and at + size <= start + array.nbytes]:
+            del self._written[part]
+        self._written[start] = _checksum(self.device.numpy(array))
         return array
 
     # Operations.
@@ -168,7 +172,7 @@ class Twin:
         return running
 
 
-IN_PLACE = ("batchnorm_update_running", "sgd", "adam")
+IN_PLACE = ("batchnorm_update_running", "sgd", "adam", "moving_average", "clip_by_norm")
 
 
 def run(device: Backend, steps: int, seed: int, said: Callable[[str], None] = print) -> Departure | None:

@@ -11,6 +11,8 @@ import numpy as np
 from kernels.random import dropout_keep_reference
 from minidl.lab import bounds
 from minidl.lab.budget import U
+from minidl.lab.operations import softmax as softmax_bounds
+from minidl.lab.operations.averaging import moving_average_bound
 from minidl.lab.operations.batchnorm_bounds import (
     GIVEN,
     add_relu_backward_bounds,
@@ -20,8 +22,10 @@ from minidl.lab.operations.batchnorm_bounds import (
     statistics_uncertainty,
     update_bound,
 )
+from minidl.lab.operations.gradient_norm import clip_bound, global_norm_bounds
 from minidl.lab.operations.loss import cross_entropy_bounds
 from minidl.lab.operations.optimizer import adam_bounds, sgd_bounds
+from minidl.lab.operations.scale import scale_backward_bounds
 
 Bounds = Mapping[str, Any]
 
@@ -53,21 +57,34 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "relu_forward": ("y",),
     "relu_backward": ("dx",),
     "add": ("out",),
+    "scale_forward": ("y",),
+    "scale_backward": ("dx", "dfactor"),
     "concat": ("out",),
     "split": ("parts",),
     "channels_first": ("y",),
     "channels_last": ("y",),
     "dropout": ("y",),
+    "noise_forward": ("y",),
+    "noise_backward": ("dx",),
     "max_pool2d_forward": ("y", "index"),
     "max_pool2d_backward": ("dx",),
     "avg_pool2d_forward": ("y",),
     "avg_pool2d_backward": ("dx",),
     "global_avg_pool2d_forward": ("y",),
     "global_avg_pool2d_backward": ("dx",),
+    "softmax_forward": ("y",),
+    "softmax_backward": ("dx",),
+    "log_softmax_forward": ("y",),
+    "log_softmax_backward": ("dx",),
     "cross_entropy": ("loss", "dlogits"),
+    "scale_rows": ("y",),
     "count_correct": ("correct",),
     "sgd": ("values", "velocities"),
     "adam": ("values", "first_moments", "second_moments"),
+    "moving_average": ("averages",),
+    "global_norm": ("norm",),
+    "clip_by_norm": ("arrays",),
+    "draw_augmentation": ("shifts", "flips", "centres"),
     "gather_images": ("out",),
     "gather_labels": ("out",),
 }
@@ -187,7 +204,15 @@ _BOUNDS: dict[str, Callable[[Call], Bounds]] = {
     "batchnorm_add_relu_apply": _add_relu_apply,
     "batchnorm_add_relu_backward": _add_relu_backward,
     "add": _of_answers(out=1),
+    "scale_forward": _of_answers(y=1),
+    "scale_backward": lambda call: scale_backward_bounds(call.given["x"], call.given["dy"], call.given["factor"]),
     "dropout": _dropout,
+    "noise_forward": lambda call: bounds.noise_forward(
+        *(call.given[name] for name in ("x", "offset", "scale", "jitter", "seed", "stream", "call"))
+    ),
+    "noise_backward": lambda call: bounds.noise_backward(
+        *(call.given[name] for name in ("dy", "scale", "jitter", "seed", "stream", "call"))
+    ),
     "max_pool2d_backward": lambda call: bounds.max_pool2d_backward(
         call.given["dy"],
         call.given["index"],
@@ -195,6 +220,8 @@ _BOUNDS: dict[str, Callable[[Call], Bounds]] = {
         call.given["kernel"],
         call.given["stride"],
         call.given["padding"],
+        call.given.get("dilation", (1, 1)),
+        call.given.get("ceil_mode", False),
     ),
     "avg_pool2d_forward": lambda call: bounds.avg_pool2d_forward(
         call.given["x"],
@@ -202,6 +229,7 @@ _BOUNDS: dict[str, Callable[[Call], Bounds]] = {
         call.given["stride"],
         call.given["padding"],
         call.given["count_include_pad"],
+        call.given.get("ceil_mode", False),
     ),
     "avg_pool2d_backward": lambda call: bounds.avg_pool2d_backward(
         call.given["dy"],
@@ -210,6 +238,7 @@ _BOUNDS: dict[str, Callable[[Call], Bounds]] = {
         call.given["stride"],
         call.given["padding"],
         call.given["count_include_pad"],
+        call.given.get("ceil_mode", False),
     ),
     "global_avg_pool2d_forward": lambda call: bounds.global_avg_pool2d_forward(call.given["x"]),
     "global_avg_pool2d_backward": _of_answers(dx=2),
@@ -219,9 +248,24 @@ _BOUNDS: dict[str, Callable[[Call], Bounds]] = {
         call.given["label_smoothing"],
         call.given["reduction"],
         call.given["ignore_index"],
+        call.given.get("weight"),
     ),
+    "scale_rows": _of_answers(y=1),
+    "softmax_forward": lambda call: softmax_bounds.forward(call.given["x"]),
+    "softmax_backward": lambda call: softmax_bounds.backward(call.given["dy"], call.given["y"]),
+    "log_softmax_forward": lambda call: softmax_bounds.log_forward(call.given["x"]),
+    "log_softmax_backward": lambda call: softmax_bounds.log_backward(call.given["dy"], call.given["y"]),
     "sgd": _optimizer,
     "adam": _optimizer,
+    "moving_average": lambda call: {
+        f"averages[{i}]": moving_average_bound(average, [value], call.given["decay"])
+        for i, (average, value) in enumerate(zip(call.given["averages"], call.given["values"], strict=True))
+    },
+    "global_norm": lambda call: global_norm_bounds(call.given["arrays"]),
+    "clip_by_norm": lambda call: {
+        f"arrays[{i}]": clip_bound(array, call.given["norm"], call.given["max_norm"])
+        for i, array in enumerate(call.given["arrays"])
+    },
     "gather_images": _of_answers(out=3),
 }
 

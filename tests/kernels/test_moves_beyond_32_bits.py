@@ -16,8 +16,10 @@ from kernels.channels import channels_first, channels_last, concat, split
 from kernels.dropout import dropout
 from kernels.elementwise import add
 from kernels.images import gather_images, gather_labels
+from kernels.noise import noise_backward
 from kernels.random import keep_threshold, philox4x32
 from kernels.run_emulated import EmulatorRunner
+from kernels.scale import scale_backward, scale_forward
 
 Array = np.ndarray
 RUN = EmulatorRunner(checks=False)  # which would need as much memory again
@@ -76,6 +78,19 @@ def test_elementwise(rng, sparse, technique: str) -> None:
 
 
 @pytest.mark.parametrize("technique", ["scalar", "vector"])
+def test_scale(rng, sparse, technique: str) -> None:
+    x, dy, out = sparse(SIZE), sparse(SIZE), sparse(SIZE)
+    x_end, dy_end = ends(rng, x, dy)
+    factor, dfactor = placed(0.5), blank(())
+    scale_forward(RUN, x, factor, out, technique=technique)
+    assert_array_equal(out[-500:], 0.5 * x_end[-500:])
+    scale_backward(RUN, x, dy, factor, out, dfactor, technique=technique)
+    assert_array_equal(out[-500:], 0.5 * dy_end[-500:])
+    for array in (x, dy, out):
+        assert not array[: 2**20].any()
+
+
+@pytest.mark.parametrize("technique", ["scalar", "vector"])
 def test_dropout_where_the_blocks_number_has_a_high_word(sparse, technique: str) -> None:
     size = 2**34 + 1027
     x, y = sparse(size), sparse(size)
@@ -86,6 +101,19 @@ def test_dropout_where_the_blocks_number_has_a_high_word(sparse, technique: str)
     words = np.stack(philox4x32(block & 0xFFFFFFFF, block >> 32, 3, 2, 11, 0), axis=-1).reshape(-1)
     kept = words[: -(-size % 4)] >> 8 >= keep_threshold(0.5)
     assert_array_equal(y[-500:], 2 * kept[-500:])
+
+
+@pytest.mark.parametrize(("technique", "channels"), [("scalar", 3), ("vector", 4)])
+def test_noise_where_the_blocks_number_has_a_high_word(sparse, technique: str, channels: int) -> None:
+    rows = 2**34 // channels + 1027
+    x, y = sparse(rows, channels), sparse(rows, channels)
+    x[-200:] = 1
+    noise_backward(RUN, x, y, 1.0, 0.5, 11, 2, 3, technique=technique)
+    element = np.arange((rows - 100) * channels, rows * channels, dtype=np.uint64)
+    assert (element >> 34).all()
+    words = np.array(philox4x32((element >> 2) & 0xFFFFFFFF, element >> 34, 3, 4, 11, 0))
+    uniform = np.choose((element & 3).astype(np.int64), words >> 8) * 2.0**-24
+    assert_allclose(y[-100:].reshape(-1), 1 + 0.5 * (2 * uniform - 1), rtol=2.0**-22)
 
 
 @pytest.mark.parametrize(("technique", "widths"), [("scalar", (5, 3)), ("vector", (4, 8))])
@@ -160,7 +188,7 @@ def test_images_and_labels(rng, sparse) -> None:
     labels[-1] = 2**40 + 1
     out = blank((1, 32, 32, 1))
     index, still = placed([len(images) - 1], dtype=np.int64), placed([(0, 0)], dtype=np.int32)
-    gather_images(RUN, images, index, still, placed([0], dtype=np.bool_), placed([0]), placed([1]), out)
+    gather_images(RUN, images, index, still, placed([0], dtype=np.bool_), still, placed([0]), placed([1]), out, 0)
     assert_array_equal(out[0, -24:], images[-1, -24:])  # three blocks of the four
     chosen = blank((1,), dtype=np.int64)
     gather_labels(RUN, labels, placed([len(labels) - 1], dtype=np.int64), chosen)
@@ -172,7 +200,12 @@ def test_images_and_labels(rng, sparse) -> None:
 
     n = 2**22 + 3
     batch, many = sparse(n, 32, 32, 1), sparse(n, dtype=np.int64)
-    flips, shifts = sparse(n, dtype=np.bool_), sparse(n, 2, dtype=np.int32)
+    flips, shifts, centres = sparse(n, dtype=np.bool_), sparse(n, 2, dtype=np.int32), sparse(n, 2, dtype=np.int32)
     many[-1], flips[-1] = len(images) - 1, True
-    gather_images(RUN, images, many, shifts, flips, placed([0]), placed([1]), batch)
+    gather_images(RUN, images, many, shifts, flips, centres, placed([0]), placed([1]), batch, 0)
     assert_array_equal(batch[-1, -24:], images[-1, -24:, ::-1])
+    batch[-1], centres[-1] = 0, (31, 31)
+    gather_images(RUN, images, many, shifts, flips, centres, placed([0]), placed([1]), batch, 4)
+    expected = images[-1, -24:, ::-1].copy()
+    expected[-3:, -3:] = 0
+    assert_array_equal(batch[-1, -24:], expected)

@@ -8,17 +8,24 @@ import pytest
 
 from kernels import (
     activation,
+    averaging,
     batchnorm,
     channels,
     conv,
     dropout,
     elementwise,
+    gradient_norm,
+    group_norm,
     images,
     linear,
     loss,
     metrics,
+    noise,
     optimizer,
     pooling,
+    rows,
+    scale,
+    softmax,
 )
 
 
@@ -29,6 +36,7 @@ def calls(real: Callable[..., np.ndarray]) -> dict[str, Callable[[], Any]]:
     one, none = (1, 1), (0, 0)
     var = real(3)
     statistics = batchnorm.BatchStatistics(real(3), real(3), var, real(3))
+    of_groups = batchnorm.BatchStatistics(*(real(2, 3) for _ in range(4)))
     places = np.zeros((2, 2, 2, 3), np.int32)
     targets = np.array([0, 2, -100, 1, 1])
     pool = ((2, 2), (2, 2), none)
@@ -63,6 +71,12 @@ def calls(real: Callable[..., np.ndarray]) -> dict[str, Callable[[], Any]]:
         "batchnorm_add_relu_backward": lambda: batchnorm.batchnorm_add_relu_backward_reference(
             image, image, image, statistics, vector, True
         ),
+        "group_norm_statistics": lambda: group_norm.group_norm_statistics_reference(image, 3, 1e-5),
+        "group_norm_apply": lambda: group_norm.group_norm_apply_reference(image, of_groups, 3, vector, vector),
+        "group_norm_apply without affine": lambda: group_norm.group_norm_apply_reference(
+            image, of_groups, 3, None, None
+        ),
+        "group_norm_backward": lambda: group_norm.group_norm_backward_reference(image, image, of_groups, 3, vector),
         "relu_forward": lambda: activation.relu_forward_reference(image),
         "relu_backward": lambda: activation.relu_backward_reference(image, image),
         "add": lambda: elementwise.add_reference(image, image),
@@ -77,7 +91,9 @@ def calls(real: Callable[..., np.ndarray]) -> dict[str, Callable[[], Any]]:
         "dropout": lambda: dropout.dropout_reference(image, 0.3, 0, 0, 0),
         "dropout of nothing": lambda: dropout.dropout_reference(image, 0.0, 0, 0, 0),
         "dropout of all": lambda: dropout.dropout_reference(image, 1.0, 0, 0, 0),
-        "gather_images": lambda: images.gather_images_reference(raw, index, shifts, flips, vector, var),
+        "noise_forward": lambda: noise.noise_forward_reference(image, 0.5, 1.25, 0.1, 0, 0, 0),
+        "noise_backward": lambda: noise.noise_backward_reference(image, 1.25, 0.1, 0, 0, 0),
+        "gather_images": lambda: images.gather_images_reference(raw, index, shifts, flips, shifts, vector, var, 3),
         "max_pool2d_forward": lambda: pooling.max_pool2d_forward_reference(image, *pool)[0],
         "max_pool2d_backward": lambda: pooling.max_pool2d_backward_reference(
             real(2, 2, 2, 3), places, image.shape, *pool
@@ -91,12 +107,27 @@ def calls(real: Callable[..., np.ndarray]) -> dict[str, Callable[[], Any]]:
         "global_avg_pool2d_backward": lambda: pooling.global_avg_pool2d_backward_reference(real(2, 3), image.shape),
         "cross_entropy": lambda: loss.cross_entropy_reference(real(5, 3), targets, 0.1, -100, "mean"),
         "cross_entropy sum": lambda: loss.cross_entropy_reference(real(5, 3), targets, 0.0, -100, "sum"),
+        "cross_entropy rows": lambda: loss.cross_entropy_reference(real(5, 3), targets, 0.0, -100, "none", real(3)),
+        "cross_entropy weights": lambda: loss.cross_entropy_reference(real(5, 3), targets, 0.1, -100, "mean", real(3)),
+        "scale_rows": lambda: rows.scale_rows_reference(real(5, 3), real(5)),
+        "softmax_forward": lambda: softmax.softmax_forward_reference(image),
+        "softmax_backward": lambda: softmax.softmax_backward_reference(image, image),
+        "log_softmax_forward": lambda: softmax.log_softmax_forward_reference(image),
+        "log_softmax_backward": lambda: softmax.log_softmax_backward_reference(image, image),
         "sgd": lambda: optimizer.sgd_reference(vector, vector, None, 0.1, 0.0, 0.1, False)[0],
         "sgd with momentum": lambda: optimizer.sgd_reference(vector, vector, vector, 0.1, 0.9, 0.1, True),
         "adam": lambda: optimizer.adam_reference(vector, vector, vector, var, 3, 0.1, 0.9, 0.99, 1e-8, 0.1, False),
         "adam decoupled": lambda: optimizer.adam_reference(
             vector, vector, vector, var, 3, 0.1, 0.9, 0.99, 1e-8, 0.1, True
         ),
+        "moving_average": lambda: averaging.moving_average_reference(vector, var, 0.9),
+        "global_norm": lambda: gradient_norm.global_norm_reference([vector, image]),
+        "global_norm of one number": lambda: gradient_norm.global_norm_reference([real()]),
+        "clip_by_norm": lambda: gradient_norm.clip_by_norm_reference(vector, real(), 0.1),
+        "clip_by_norm of one number": lambda: gradient_norm.clip_by_norm_reference(real(), real(), 9.0),
+        "scale_forward": lambda: scale.scale_forward_reference(image, real()),
+        "scale_forward of one number": lambda: scale.scale_forward_reference(real(), real()),
+        "scale_backward": lambda: scale.scale_backward_reference(image, image, real()),
     }
 
 
@@ -131,10 +162,11 @@ def test_keeps_the_dtype_and_its_inputs(dtype, operation: str) -> None:
 
 def test_every_reference_is_listed() -> None:
     modules = (
-        activation, batchnorm, channels, conv, dropout, elementwise, images, linear, loss, metrics, optimizer,
-        pooling,
+        activation, averaging, batchnorm, channels, conv, dropout, elementwise, gradient_norm, group_norm, images,
+        linear, loss, metrics, noise, optimizer, pooling, rows, scale, softmax,
     )  # fmt: skip
     names = {name for module in modules for name in vars(module) if name.endswith("_reference")}
     listed = {f"{operation.split()[0]}_reference" for operation in OPERATIONS}
-    other_dtypes = {f"{name}_reference" for name in ("count_correct", "all_finite", "gather_labels", "dropout_keep")}
+    others = "count_correct", "all_finite", "gather_labels", "dropout_keep", "uniform"
+    other_dtypes = {f"{name}_reference" for name in others}
     assert names - other_dtypes == listed

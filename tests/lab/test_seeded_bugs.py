@@ -187,7 +187,7 @@ class LastOfTheTies(CpuBackend):
 
 class PaddingCounted(CpuBackend):
     def avg_pool2d_backward(self, *arguments: Any) -> None:
-        super().avg_pool2d_backward(*arguments[:-1], True)
+        super().avg_pool2d_backward(*arguments[:-2], True, arguments[-1])
 
 
 class MaskOfTheNextCall(CpuBackend):

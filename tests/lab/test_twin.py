@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from minidl import nn
 from minidl.backends import BatchStatistics
 from minidl.backends.cpu import CpuBackend
 from minidl.lab import twin
@@ -102,3 +103,15 @@ def test_the_end_of_a_residual_block_is_held_too(affine: bool, training: bool) -
     assert 0 < right.worst[0] < 1
     with pytest.raises(twin.Departure, match="batchnorm_add_relu_backward: dresidual"):
         twin.Twin(UnmaskedResidual(1)).batchnorm_add_relu_backward(*backward)
+
+
+def test_arrays_that_are_written_part_by_part_may_be_written_as_a_whole_later() -> None:
+    backend, rng = twin.Twin(CpuBackend(1)), np.random.default_rng(0)
+    layers = nn.Conv2d(2, 4, 3), nn.NoisyBatchNorm2d(4), nn.GhostBatchNorm2d(4, 2), nn.ReLU(), nn.BatchNorm2d(4)
+    model = nn.Sequential(*layers).to(backend)
+    model[4].freeze_statistics().freeze_affine()
+    nn.fuse(model)
+    for _ in range(3):
+        y = model.forward(backend.array(rng.standard_normal((6, 5, 5, 2))))
+        model.backward(backend.array(rng.standard_normal(y.shape)))
+    assert 0 < backend.worst[0] < 1

@@ -20,6 +20,8 @@ LAYERS = {  # name: (layer, shape of x, shape of y); every length differs from i
     "AvgPool2d": (lambda d: nn.AvgPool2d(2, device=d), (2, 6, 8, 4), (2, 3, 4, 4)),
     "GlobalAvgPool2d": (lambda d: nn.GlobalAvgPool2d(device=d), (2, 6, 7, 4), (2, 4)),
     "Flatten": (lambda d: nn.Flatten(device=d), (2, 6, 7, 4), (2, 168)),
+    "Softmax": (lambda d: nn.Softmax(device=d), (6, 4), (6, 4)),
+    "LogSoftmax": (lambda d: nn.LogSoftmax(device=d), (2, 6, 4), (2, 6, 4)),
     "Concat": (lambda d: nn.Concat(nn.ReLU(device=d), nn.ReLU(device=d)), (2, 6, 4), (2, 6, 8)),
     "Residual": (lambda d: nn.Residual(nn.ReLU(device=d)), (6, 4), (6, 4)),
 }
@@ -141,7 +143,10 @@ def test_a_tensor_of_pytorchs_is_named(torch) -> None:
         nn.Linear(3, 2).forward(torch.zeros(4, 3))
 
 
-@pytest.mark.parametrize("name", [name for name in LAYERS if name not in ("ReLU", "Dropout", "Concat", "Residual")])
+ANY_SHAPE = "ReLU", "Dropout", "Softmax", "LogSoftmax", "Concat", "Residual"
+
+
+@pytest.mark.parametrize("name", [name for name in LAYERS if name not in ANY_SHAPE])
 def test_another_number_of_axes_is_refused(name, backend, arrays) -> None:
     x, _ = arrays(name)
     wrong = x[..., None, None]

@@ -36,17 +36,17 @@ def test_modes_reach_every_layer(cpu) -> None:
 def test_modules_and_parameters_have_pytorchs_names_and_order(cpu) -> None:
     model = network(cpu)
     assert [name for name, _ in model.named_modules()] == [
-        *("", "conv", "bn", "block", "block.branch", "block.branch.0", "block.branch.1", "drop", "flatten", "fc")
+        *("", "conv", "bn", "block", "block.0", "block.1", "drop", "flatten", "fc")
     ]
     assert [name for name, _ in model.children()] == ["conv", "bn", "block", "drop", "flatten", "fc"]
     named = list(model.named_parameters())
     assert [name for name, _ in named] == [
-        *("conv.weight", "conv.bias", "bn.weight", "bn.bias", "block.branch.0.weight", "block.branch.0.bias"),
+        *("conv.weight", "conv.bias", "bn.weight", "bn.bias", "block.0.weight", "block.0.bias"),
         *("fc.weight", "fc.bias"),
     ]
     assert all(a is b for a, (_, b) in zip(model.parameters(), named, strict=True))
     assert [name for name, parameter in named if parameter.decay] == [
-        *("conv.weight", "block.branch.0.weight", "fc.weight")
+        *("conv.weight", "block.0.weight", "fc.weight")
     ]
 
 

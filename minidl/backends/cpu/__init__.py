@@ -6,13 +6,31 @@ An implementation of its own, written to be fast; it is not the emulator of the 
 from minidl.backends.cpu.batchnorm import BatchNormOps
 from minidl.backends.cpu.convolution import ConvolutionOps
 from minidl.backends.cpu.elementwise import ElementwiseOps
+from minidl.backends.cpu.gradient_norm import GradientNormOps
+from minidl.backends.cpu.group_norm import GroupNormOps
+from minidl.backends.cpu.images import ImageOps
 from minidl.backends.cpu.linear import LinearOps
 from minidl.backends.cpu.loss import LossOps
+from minidl.backends.cpu.noise import NoiseOps
 from minidl.backends.cpu.optimizer import OptimizerOps
 from minidl.backends.cpu.pooling import PoolingOps
+from minidl.backends.cpu.scale import ScaleOps
 
 
-class CpuBackend(BatchNormOps, ConvolutionOps, ElementwiseOps, LinearOps, LossOps, OptimizerOps, PoolingOps):
+class CpuBackend(
+    BatchNormOps,
+    ConvolutionOps,
+    ElementwiseOps,
+    GradientNormOps,
+    GroupNormOps,
+    ImageOps,
+    LinearOps,
+    LossOps,
+    NoiseOps,
+    OptimizerOps,
+    PoolingOps,
+    ScaleOps,
+):
     """`Backend` on the CPU; each base holds one group of operations."""
 
 

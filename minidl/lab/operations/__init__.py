@@ -18,14 +18,22 @@ import numpy as np
 from minidl.backends import Backend
 from minidl.errors import ConfigError
 from minidl.lab.operations import (
+    averaging,
     batchnorm,
     batchnorm_residual,
     convolution,
     elementwise,
+    gradient_norm,
+    group_norm,
+    images,
     linear,
     loss,
+    metrics,
+    noise,
     optimizer,
     pooling,
+    scale,
+    softmax,
 )
 from minidl.lab.operations.case import Case, named
 from minidl.lab.operations.check import Row, check_case, make, run
@@ -35,10 +43,18 @@ _CASES: dict[str, Callable[[], Iterable[Case]]] = {
     **linear.CASES,
     **batchnorm.CASES,
     **batchnorm_residual.CASES,
+    **group_norm.CASES,
     **elementwise.CASES,
+    **scale.CASES,
+    **noise.CASES,
+    **images.CASES,
     **pooling.CASES,
+    **softmax.CASES,
     **loss.CASES,
+    **metrics.CASES,
     **optimizer.CASES,
+    **averaging.CASES,
+    **gradient_norm.CASES,
 }
 
 

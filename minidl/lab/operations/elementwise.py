@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -202,67 +201,6 @@ def dropout_cases() -> Iterator[Case]:
     yield from in_all_layouts(case("ordinary", PLAIN, (13, 5), 0.25, 1, 2, 3))
 
 
-def gather_images_cases() -> Iterator[Case]:
-    """Of gather_images: (raw - mean) / std, from shifted and flipped images."""
-
-    def case(name: str, images: tuple[int, int, int, int], n: int, std: float = 60.0, reach: int = 2) -> Case:
-        _, h, w, c = images
-
-        def make(rng: np.random.Generator) -> Problem:
-            inputs: dict[str, Any] = {
-                "images": rng.integers(0, 256, images, np.uint8),
-                "index": rng.integers(0, images[0], n, np.int64),
-                "shifts": rng.integers(-reach, reach + 1, (n, 2), np.int32),
-                "flips": rng.integers(0, 2, n).astype(bool),
-                "mean": rng.uniform(0, 255, c).astype(np.float32),
-                "std": (std * rng.uniform(0.5, 2, c)).astype(np.float32),
-            }
-
-            def call(backend: Backend, a: Arrays) -> None:
-                read = a["images"], a["index"], a["shifts"], a["flips"], a["mean"], a["std"]
-                backend.gather_images(*read, a["out"])
-
-            return Problem(
-                inputs=inputs,
-                outputs={"out": Output((n, h, w, c))},
-                call=call,
-                bounds=relative(3),  # a difference, then a division (or a reciprocal and a product)
-            )
-
-        return Case(label(name, images, f"batch-{n}", f"reach-{reach}"), make)
-
-    yield case("ordinary", (1, 1, 1, 1), 1, reach=0)
-    yield case("ordinary", (3, 5, 4, 3), 0)
-    yield from in_all_layouts(case("ordinary", (4, 7, 5, 3), 17))
-    yield case("ordinary", (5, 8, 8, 1), 129)
-    yield case("ordinary", (2, 3, 5, 2), 33, reach=7)  # images moved out of sight altogether
-    yield case("still", (3, 6, 7, 5), 9, reach=0)
-    yield case("small-std", (3, 6, 7, 5), 9, std=1e-3)
-    yield case("ordinary", (11, 32, 32, 3), 70, reach=4)  # several threads
-
-
-def gather_labels_cases() -> Iterator[Case]:
-    """Of gather_labels."""
-
-    def case(labels: int, n: int) -> Case:
-        def make(rng: np.random.Generator) -> Problem:
-            return Problem(
-                inputs={
-                    "labels": rng.integers(-(2**62), 2**62, labels, np.int64),
-                    "index": rng.integers(0, labels, n, np.int64),
-                },
-                outputs={"out": Output((n,), np.int64)},
-                call=lambda backend, a: backend.gather_labels(a["labels"], a["index"], a["out"]),
-                bounds=exact,
-            )
-
-        return Case(label("ordinary", f"labels-{labels}", f"batch-{n}"), make)
-
-    for labels, n in ((1, 1), (5, 0), (10, 64), (70001, 1000)):
-        yield case(labels, n)
-    yield from in_all_layouts(case(10, 33))
-
-
 CASES = {
     "relu_forward": relu_forward_cases,
     "relu_backward": relu_backward_cases,
@@ -272,6 +210,4 @@ CASES = {
     "channels_first": lambda: channel_order_cases("channels_first"),
     "channels_last": lambda: channel_order_cases("channels_last"),
     "dropout": dropout_cases,
-    "gather_images": gather_images_cases,
-    "gather_labels": gather_labels_cases,
 }
