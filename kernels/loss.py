@@ -72,7 +72,7 @@ def cross_entropy_reference(
 
     shifted = logits - logits.max(axis=1, keepdims=True)  # the largest exponential is 1: none overflows
     log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    losses = -np.where(q != 0, q * log_p, 0).sum(axis=1)  # 0 * log 0 is 0
+    losses = -np.where((q != 0) | np.isnan(log_p), q * log_p, 0).sum(axis=1)  # 0 * log 0 is 0
     losses = np.where(counted, losses, 0)
     dlogits = np.where(counted[:, None], mass * np.exp(log_p) - q, 0)
     if reduction == "none":
@@ -218,7 +218,7 @@ def cross_entropy_rows(index: Any, classes: int, lanes: int, mean: bool, weighte
                     log_p = (logits[i] - largest) - log_sum
                     wanted = share(k, target, on, off, weight)
                     dlogits[i] = (mass * math.exp(log_p) - wanted) * scale
-                    if wanted != float32(0):  # 0 * log 0 is 0
+                    if wanted != float32(0) or math.isnan(log_p):  # 0 * log 0 is 0
                         total, lost = add(total, lost, -wanted * log_p)
                 if lanes > 1:
                     total, lost = warp_sum(total, lost)

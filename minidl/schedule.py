@@ -124,10 +124,15 @@ def by_name(name: str, lr: float, steps: int, rise: int | None = None, minimum: 
         rise = steps // 20 if rise is None else rise
         return warm_up(cosine(lr, steps - rise, minimum), rise)
     if name == "one-cycle":
-        return one_cycle(lr, steps) if rise is None else one_cycle(lr, steps, pct_start=rise / steps)
+        return one_cycle(lr, steps) if rise is None else one_cycle(lr, steps, pct_start=max(rise, 1) / steps)
     if name == "step":
         rise = rise or 0
-        drops = [max(0, math.ceil(steps / 2) - rise), max(0, math.ceil(3 * steps / 4) - rise)]
+        drops = [math.ceil(steps / 2) - rise, math.ceil(3 * steps / 4) - rise]
+        if rise and drops[0] <= 0:
+            raise ConfigError(
+                f"--warmup of {rise} steps does not fit --schedule step, which falls after {rise + drops[0]} of "
+                f"{steps}; make it shorter"
+            )
         return warm_up(multi_step(lr, drops), rise) if rise else multi_step(lr, drops)
     near = difflib.get_close_matches(name, NAMES, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -202,7 +202,7 @@ def main() -> None:
         if read("fashion-mnist-5"):
             draw_picture()
         for row in read("fashion-mnist-resnet-20"):
-            draw_curves(row["metrics"], RESNET, f"{row['command']}: {row['summary']['test_accuracy']:.2%}")
+            draw_curves(row["metrics"], RESNET, f"Fashion-MNIST, resnet-20: {row['summary']['test_accuracy']:.2%}")
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def test_a_rate_depends_on_the_step_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", schedule.NAMES)
-@pytest.mark.parametrize("rise", [0, 1, 7, 39])
+@pytest.mark.parametrize("rise", [0, 1, 7, 19])
 def test_a_warm_up_takes_the_place_of_the_schedules_own(name: str, rise: int) -> None:
     rate = by_name(name, 0.3, 40, rise)
     rates = [rate(t) for t in range(40)]
@@ -160,7 +160,7 @@ def test_a_warm_up_takes_the_place_of_the_schedules_own(name: str, rise: int) ->
     if name == "step":
         assert rates[-1] == pytest.approx(0.003)
         assert [t for t in range(rise + 1, 40) if rates[t] != rates[t - 1]] == [t for t in (20, 30) if t > rise]
-    elif name != "one-cycle" or rise:
+    else:
         assert max(rates) == pytest.approx(0.3)
 
 
@@ -206,3 +206,15 @@ def test_the_cosine_ends_at_its_minimum() -> None:
 def test_arguments_that_make_no_schedule(make: Callable[[], Schedule], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize("rise", [0, 1, 7])
+@pytest.mark.parametrize("name", schedule.NAMES)
+def test_every_schedule_reaches_its_learning_rate(name: str, rise: int) -> None:
+    rates = [schedule.by_name(name, 0.1, 40, rise)(step) for step in range(40)]
+    assert max(rates) == pytest.approx(0.1)
+
+
+def test_a_warm_up_past_the_first_fall_is_refused() -> None:
+    with pytest.raises(ConfigError, match="does not fit --schedule step, which falls after 20 of 40"):
+        schedule.by_name("step", 0.1, 40, 25)

@@ -7,12 +7,14 @@ from typing import Any
 import click
 import numpy as np
 
+from minidl import training
 from minidl.backends import choose
 from minidl.cli import layout, options
 from minidl.data import load
 from minidl.errors import ConfigError
 from minidl.nn import Folded, Module, fold
 from minidl.nn.folding import reasons
+from minidl.nn.statistics import Method
 from minidl.training import ImageSource, checkpoint, evaluate, load_model
 from minidl.training.runs import latest
 
@@ -32,6 +34,12 @@ SHOWN = 4  # layers that are named where there are more
     is_flag=True,
     help="Fold batch normalization into the convolutions and linear layers beside it first, and say what was folded.",
 )
+@click.option(
+    "--reestimate",
+    type=click.Choice(("precise", "cumulative")),
+    help="Compute running statistics anew over the training images first: their true mean and variance, or the mean of "
+    "the batches', as PyTorch's update_bn. The checkpoint stays as it is.",
+)
 @options.device
 @options.threads
 @options.out
@@ -44,6 +52,7 @@ def command(
     split: str,
     batch_size: int,
     folding: bool,
+    reestimate: Method | None,
     device: str | None,
     threads: int | None,
     out: str,
@@ -68,7 +77,12 @@ def command(
         (dataset.test_images, dataset.test_labels) if split == "test" else (dataset.train_images, dataset.train_labels)
     )
     # Normalized as in training, whatever the statistics of these images.
-    source = ImageSource(images, labels, np.array(trained["mean"]), np.array(trained["std"]), choice.backend)
+    mean, std = np.array(trained["mean"]), np.array(trained["std"])
+    source = ImageSource(images, labels, mean, std, choice.backend)
+    if reestimate is not None:
+        learned = ImageSource(dataset.train_images, dataset.train_labels, mean, std, choice.backend)
+        if not training.reestimate(model, learned, batch_size, reestimate):
+            raise ConfigError(f"--reestimate: {file} has no batch normalization with running statistics")
     folded = _folded(model, file) if folding else None
     result = evaluate(model if folded is None else folded.model, source, batch_size)
     if as_json:
@@ -80,12 +94,14 @@ def command(
             "data": dataset.name,
             "split": split,
         }
-        summary |= {"images": len(source)}
+        summary |= {"images": len(source), "reestimate": reestimate}
         if folded is not None:
             summary |= {"folded": folded.folded, "left": folded.left}
         click.echo(json.dumps(summary | {"device": choice.backend.name, **result._asdict()}))
         return
     click.echo(f"device: {choice.backend.describe()} ({choice.why})")
+    if reestimate is not None:
+        click.echo(f"running statistics: {reestimate}, over {len(dataset.train_images):,} training images")
     if folded is not None:
         _say(folded)
     click.echo(

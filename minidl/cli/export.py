@@ -40,8 +40,11 @@ def command(run: str | None, which: str, torch_file: Path | None, onnx_file: Pat
     path = run or str(latest(out).path)
     model, metadata, checkpoint = load_model(path, get_backend("cpu"), which)
     for file in files:
-        if file.exists() and file.samefile(checkpoint):
-            raise ConfigError(f"{file} is the checkpoint that is exported; give another file")
+        if file.absolute().parent.resolve() == checkpoint.absolute().parent.resolve():
+            raise ConfigError(f"{file} lies among the run's checkpoints; give another file")
+        if file.is_dir() or not file.absolute().parent.is_dir():
+            what = "is a folder" if file.is_dir() else "its folder does not exist"
+            raise ConfigError(f"{file}: cannot be written: {what}; nothing was exported")
     name, shape = metadata["model"]["name"], tuple(metadata["model"]["image_shape"])
     click.echo(f"model: {name}, norm {metadata['model']['norm']}, from {checkpoint}")
     if onnx_file is not None:

@@ -24,6 +24,8 @@ def command(run: str | None, picture: str | None, step: int | None, out: str, as
 
     RUN is a run folder; without it, the newest run in --out.
     """
+    if picture and Path(picture).suffix.lower() != ".svg":
+        raise ConfigError(f"--picture {picture}: pictures are SVG; give a name that ends in .svg")
     folder = RunFolder.open(run) if run else latest(out)
     records = read_records(folder.monitor)
     if not records:

@@ -1,6 +1,7 @@
 """`minidl train`."""
 
 import json
+import math
 import shlex
 import signal
 from collections.abc import Callable
@@ -11,7 +12,6 @@ from click.core import ParameterSource
 
 from minidl.cli import layout, options
 from minidl.cli.console import ConsoleReporter
-from minidl.models import NAMES as MODELS
 from minidl.models.norms import BATCH_KINDS, KINDS, parse
 from minidl.schedule import NAMES as SCHEDULES
 from minidl.training import Session, TrainConfig, begin, resume
@@ -19,6 +19,7 @@ from minidl.training.config import OPTIMIZERS, load_config
 from minidl.training.runs import latest
 
 LATEST = "latest"
+MONITOR_EVERY = 100
 FEW_STEPS = 30  # at momentum 0.1 the statistics' first values still weigh 0.9**30 = 4 % after as many
 
 
@@ -34,7 +35,7 @@ def _switch(name: str, text: str) -> Callable[..., Any]:
 @click.command("train")
 @_field("--data", str, "NAME|FILE.npz", "Data set; see `minidl data list`.", TrainConfig.data)
 @options.data_dir
-@_field("--model", str, "NAME", f"{', '.join(MODELS)}.", TrainConfig.model)
+@_field("--model", str, "NAME", "Network; see `minidl models`.", TrainConfig.model)
 @_field("--norm", str, "NAME", f"{', '.join(KINDS)}; ghost:N and group:N; -after for after ReLU.", TrainConfig.norm)
 @click.option("--zero-gamma", is_flag=True, default=None, help="Residual branches start with gamma = 0.")
 @_field("--epochs", int, "N", "Passes over the training images.")
@@ -42,15 +43,32 @@ def _switch(name: str, text: str) -> Callable[..., Any]:
 @_field("--lr", float, "RATE", "Largest learning rate.")
 @_field("--optimizer", str, "NAME", f"{', '.join(OPTIMIZERS)}.", TrainConfig.optimizer)
 @_field("--momentum", float, "M", "Of sgd, in Nesterov's form.", TrainConfig.momentum)
-@_field("--weight-decay", float, "D", "Of weights; biases and normalization have none.")
+@_field("--weight-decay", float, "D", "Of weights.")
+@_field("--norm-decay", float, "D", "Of biases and normalization parameters.", TrainConfig.norm_decay)
 @_field("--label-smoothing", float, "S", "Share of the target spread over all classes.", TrainConfig.label_smoothing)
 @_field("--schedule", str, "NAME", f"Of the learning rate: {', '.join(SCHEDULES)}.", TrainConfig.schedule)
-@_switch("augment", "The data set's own shifts and flips of training images.")
-@_field("--crop-padding", int, "N", "Pixels that an image is padded by before a random crop of its size.")
+@_field("--warmup", float, "EPOCHS", "Over which the learning rate rises; may be 0 or 0.5.", "by schedule")
+@_field("--min-lr", float, "RATE", "Where the cosine schedule ends.", TrainConfig.min_lr)
+@_field("--clip", float, "NORM", "Largest norm of all gradients together.", "no limit")
+@_field("--accumulate", int, "K", "Compute each step in K parts of its images; less memory.", TrainConfig.accumulate)
+@_field("--ema", float, "DECAY", "Evaluate and keep a moving average of the weights, such as 0.999.", "none")
+@_switch("augment", "Random crop, flip and cutout of training images, as below; or none of them.")
+@options.crop_padding
+@options.flip
+@options.cutout
 @options.device
 @options.threads
 @_field("--seed", int, "N", "The same seed gives the same bits.", TrainConfig.seed)
 @click.option("--max-steps", type=int, metavar="N", help="Stop after this many steps in all; --resume goes on.")
+@click.option(
+    "--monitor",
+    type=int,
+    metavar="[STEPS]",
+    is_flag=False,
+    flag_value=MONITOR_EVERY,
+    help=f"Measure activations, statistics, gradients and weights every so many steps; without STEPS, {MONITOR_EVERY}.",
+)
+@click.option("--tensorboard", is_flag=True, default=None, help="Write event files for TensorBoard.")
 @click.option("--config", "config_file", metavar="FILE", help="TOML file of these options; flags win over it.")
 @options.out
 @click.option(
@@ -107,7 +125,10 @@ def _closing(session: Session, summary: dict[str, Any]) -> str:
     words = f"test accuracy {summary['test_accuracy']:.2%} after {done} in {summary['seconds']:.1f} s"
     if summary["best_epoch"] not in (None, epochs):
         words += f"; best {summary['best_test_accuracy']:.2%} (epoch {summary['best_epoch']})"
-    if parse(summary["norm"]).kind in BATCH_KINDS and steps < FEW_STEPS:
-        seen = layout.count(steps, "batch", "batches")
+    if not math.isfinite(summary["test_loss"]):
+        words += "; the test loss is not finite: try a smaller --lr"
+    batches = steps * session.config.accumulate
+    if parse(summary["norm"]).kind in BATCH_KINDS and batches < FEW_STEPS:
+        seen = layout.count(batches, "batch", "batches")
         words += f"; running statistics have seen only {seen}, so test accuracy may lag"
     return words

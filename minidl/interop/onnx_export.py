@@ -159,8 +159,10 @@ def _require_known(model: Module) -> None:
     """Raise InteropError, naming all, where a layer is of a kind that has no counterpart."""
     folders = {Module, *_CONTAINERS}  # a Module itself is a folder in the tree of a Graph
     unknown: dict[str, list[str]] = {}
+    owners = {id(child): module for _, module in model.named_modules() for _, child in module.children()}
     for path, module in model.named_modules():
-        if type(module) not in folders and type(module) not in RULES and not isinstance(module, _JOINS):
+        joins = type(module) in _JOINS and type(owners.get(id(module))) in (Graph, Module)
+        if type(module) not in folders and type(module) not in RULES and not joins:
             unknown.setdefault(type(module).__name__, []).append(path or "the model")
     if unknown:
         words = "; ".join(f"{kind} ({', '.join(paths[:3])})" for kind, paths in unknown.items())

@@ -127,7 +127,11 @@ def build(
     spec, chosen = Spec(name, image_shape, classes, norm, zero_gamma), parse(norm)
     _require_fit(spec, family, chosen)
     model = family.make(spec, chosen, depth)
-    _require_that_it_trains(model, spec)
+    try:
+        require_that_it_trains(model, spec.image_shape, 2 * batch_multiple(model))
+    except ValueError as error:
+        size = "x".join(map(str, spec.image_shape))
+        raise ConfigError(f"{name} with --norm {norm} cannot train on images of {size}: {error}") from None
     return model
 
 
@@ -145,14 +149,10 @@ def _require_fit(spec: Spec, family: Family, norm: Norm) -> None:
         raise ConfigError(f"--zero-gamma: with --norm {norm} there is no normalization, and so no gamma")
 
 
-def _require_that_it_trains(model: Sequential, spec: Spec) -> None:
-    """Raise ConfigError if some layer refuses what the ones before it make of such images."""
-    try:
-        with on_shapes(model) as backend:
-            model.forward(backend.empty((2 * batch_multiple(model), *spec.image_shape)))
-    except ValueError as error:
-        size = "x".join(map(str, spec.image_shape))
-        raise ConfigError(f"{spec.name} with --norm {spec.norm} cannot train on images of {size}: {error}") from None
+def require_that_it_trains(model: Sequential, image_shape: tuple[int, int, int], images: int) -> None:
+    """Raise ValueError if some layer refuses what the ones before it make of so many images."""
+    with on_shapes(model) as backend:
+        model.forward(backend.empty((images, *image_shape)))
 
 
 def family_of(name: str) -> tuple[Family, int]:

@@ -76,7 +76,7 @@ def reestimate_statistics(
     it num_batches_tracked is the number of batches, as after PyTorch's `update_bn`; everything else is as it was.
 
     Args:
-        model: With any layers.
+        model: With any layers. A NaN or an infinity in a batch becomes one in the statistics of its channel.
         batches: Inputs of the model, on its device, or tuples whose first element is one, such as `ImageSource.batch`
             gives. Without the augmentation of training, if there is any. It is not looked at if there is nothing to do.
         method: "precise" or "cumulative"; see above.

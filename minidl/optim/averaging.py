@@ -94,11 +94,15 @@ class WeightAverage:
         Only references change hands, so it costs nothing. Raises as `update` does.
         """
         self._require_own()
+        counters = [m for _, m in self.model.named_modules() if "num_batches_tracked" in vars(m)]
+        counts = [vars(module)["num_batches_tracked"] for module in counters]
         self._swap()
         try:
             yield self.model
         finally:
             self._swap()
+            for module, count in zip(counters, counts, strict=True):
+                module.num_batches_tracked = count
 
     def _swap(self) -> None:
         self._swapped = not self._swapped

@@ -4,7 +4,7 @@
 """
 
 from minidl.training.config import TrainConfig
-from minidl.training.evaluation import ImageSource, Result, evaluate
+from minidl.training.evaluation import ImageSource, Result, evaluate, reestimate
 from minidl.training.saved import load_model
 from minidl.training.session import Reporter, Session, begin, resume
 from minidl.training.trainer import Progress, Trainer
@@ -20,5 +20,6 @@ __all__ = [
     "begin",
     "evaluate",
     "load_model",
+    "reestimate",
     "resume",
 ]

@@ -38,14 +38,24 @@ class TrainConfig:
     optimizer: str = "sgd"
     momentum: float = 0.9
     weight_decay: float | None = None
+    norm_decay: float = 0.0
     label_smoothing: float = 0.0
     schedule: str = "cosine"
+    warmup: float | None = None  # in epochs; None for the schedule's own
+    min_lr: float = 0.0
+    clip: float | None = None
+    accumulate: int = 1
+    ema: float | None = None
     augment: bool = True
     crop_padding: int | None = None
+    flip: bool | None = None
+    cutout: int | None = None
     device: str = "auto"
     seed: int = 0
     threads: int | None = None
     max_steps: int | None = None
+    monitor: int | None = None
+    tensorboard: bool = False
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
@@ -116,20 +126,39 @@ _OPTIONAL = {name for name, hint in _HINTS.items() if type(None) in get_args(hin
 _MAX_FLOAT = float(np.finfo(np.float32).max)  # what the arithmetic can hold
 _TYPE_WORDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 _COUNT: tuple[Callable[[Any], bool], str] = (lambda v: v >= 1, "a whole number of at least 1")
+_AMOUNT: tuple[Callable[[Any], bool], str] = (lambda v: 0 <= v <= _MAX_FLOAT, "a finite number of at least 0")
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": _COUNT,
     "batch_size": _COUNT,
     "threads": _COUNT,
     "max_steps": _COUNT,
+    "monitor": _COUNT,
+    "accumulate": _COUNT,
     "crop_padding": (lambda v: v >= 0, "a whole number of at least 0"),
+    "cutout": (lambda v: v >= 0, "a whole number of at least 0"),
     "lr": (lambda v: 0 < v <= _MAX_FLOAT, "a finite number above 0"),
     "momentum": (lambda v: 0 <= v < 1, "at least 0 and less than 1"),
-    "weight_decay": (lambda v: 0 <= v <= _MAX_FLOAT, "a finite number of at least 0"),
+    "weight_decay": _AMOUNT,
+    "norm_decay": _AMOUNT,
+    "warmup": _AMOUNT,
+    "min_lr": _AMOUNT,
+    "clip": (lambda v: 0 < v <= _MAX_FLOAT, "a finite number above 0"),
+    "ema": (lambda v: 0 < v < 1, "more than 0 and less than 1"),
     "label_smoothing": (lambda v: 0 <= v < 1, "at least 0 and less than 1"),
     "seed": (lambda v: 0 <= v < 2**64, "a whole number from 0 to 2**64 - 1"),
 }
 # Beyond these a number is a slip, and would end in an overflow or in as many threads.
-_MOST = {"epochs": 10**9, "batch_size": 10**9, "max_steps": 10**15, "threads": 4096, "crop_padding": 4096}
+_MOST = {
+    "epochs": 10**9,
+    "batch_size": 10**9,
+    "max_steps": 10**15,
+    "monitor": 10**15,
+    "accumulate": 10**9,
+    "warmup": 10**9,
+    "threads": 4096,
+    "crop_padding": 4096,
+    "cutout": 4096,
+}
 _CHOICES = {"optimizer": OPTIMIZERS, "schedule": schedule.NAMES}
 
 

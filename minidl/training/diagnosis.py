@@ -40,6 +40,15 @@ def first_nonfinite(model: Module, x: Array = None) -> str | None:
     return "the loss itself: every layer's output is finite"
 
 
+def first_nonfinite_gradient(model: Module) -> str:
+    """The first gradient that holds NaN or infinity, or that there is none (a sum of them was beyond float32)."""
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter.grad is not None and not model.backend.all_finite(parameter.grad):
+                return f"the gradient of {name} of {_title(path, module)}"
+    return "none; every gradient is finite, and their norm is beyond float32"
+
+
 @contextlib.contextmanager
 def _watched(path: str, module: Module) -> Iterator[None]:
     """Inside, the layer's forward raises _FoundError if its output is not finite."""

@@ -3,12 +3,16 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from minidl import models
 from minidl.backends import Backend
 from minidl.errors import CheckpointError
 from minidl.nn import Module, fuse
 from minidl.training import checkpoint
 from minidl.training.runs import RunFolder
+
+AVERAGES = "average.module."  # before the names of the averaged weights in a checkpoint
 
 
 class SavedModel(NamedTuple):
@@ -19,8 +23,15 @@ class SavedModel(NamedTuple):
     file: Path
 
 
+def weights(saved: checkpoint.Checkpoint) -> dict[str, np.ndarray]:
+    """The state of the model that was evaluated in training: the averages (--ema) where there are any."""
+    averaged = any(name.startswith(AVERAGES) for name in saved.tensors)
+    prefix = AVERAGES if averaged else "model."
+    return {name.removeprefix(prefix): value for name, value in saved.tensors.items() if name.startswith(prefix)}
+
+
 def load_model(path: str | Path, backend: Backend, which: str = "best") -> SavedModel:
-    """The model of a run folder or of a checkpoint file, ready to evaluate.
+    """The model of a run folder or of a checkpoint file, ready to evaluate; with averaged weights if it has them.
 
     Args:
         path: A run folder (then `which` of its checkpoints, "best" or "last"; last if there is no best yet) or a file.
@@ -39,10 +50,9 @@ def load_model(path: str | Path, backend: Backend, which: str = "best") -> Saved
     saved = checkpoint.load(file)
     try:
         spec, _, _ = (saved.metadata[part] for part in ("model", "data", "config"))
-        height, width, channels = spec.pop("image_shape")
-        model = models.build(image_shape=(height, width, channels), **spec)
-        weights = {k.removeprefix("model."): v for k, v in saved.tensors.items() if k.startswith("model.")}
-        model.load_state_dict(weights)
+        height, width, channels = spec["image_shape"]
+        model = models.build(**spec | {"image_shape": (height, width, channels)})
+        model.load_state_dict(weights(saved))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: the checkpoint does not fit the model it names: {error}") from None
     fuse(model)

@@ -6,30 +6,40 @@ import re
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from minidl import models, optim, schedule
+import numpy as np
+
+from minidl import models, optim
 from minidl.backends import Backend, choose
-from minidl.data import Augmentation, Dataset, Loader, load
+from minidl.data import NO_AUGMENTATION, Dataset, load
 from minidl.data.files import expanded
 from minidl.data.registry import is_npz
 from minidl.errors import CheckpointError, ConfigError, NonFiniteError
-from minidl.nn import Conv2d, Linear, fuse, manual_seed
+from minidl.models.norms import parse
+from minidl.nn import Conv2d, Linear, Module, Sequential, fuse, manual_seed
 from minidl.training import checkpoint
-from minidl.training.config import TrainConfig, flag, load_config, validate, write_config
+from minidl.training.config import REPEATS, TrainConfig, flag, load_config, validate, write_config
 from minidl.training.curves import draw_curves
 from minidl.training.lock import RunLock
-from minidl.training.recipe import resolve
+from minidl.training.monitor import Monitor, Record
+from minidl.training.monitor.events import Events, require_tensorboard
+from minidl.training.monitor.record import append_record, truncate_records
+from minidl.training.recipe import augmentation, rates, resolve
 from minidl.training.runs import RunFolder
 from minidl.training.trainer import COLUMNS, Row, Trainer
 from minidl.version import __version__
 
 # What a resumed run may be given anew: none of it touches what has been computed so far.
-CHANGEABLE = ("epochs", "max_steps", "device", "threads", "data_dir")
+CHANGEABLE = ("epochs", "max_steps", "device", "threads", "data_dir", "monitor", "tensorboard")
+
+
+# Gives a new model its weights, and returns the head of config.toml, which alone does not repeat the run then.
+Initial = Callable[[Module], str]
 
 
 class Reporter(Protocol):
@@ -60,11 +70,18 @@ class Session:
     """
 
     def __init__(
-        self, config: TrainConfig, run: RunFolder, dataset: Dataset, backend: Backend, lock: RunLock | None = None
+        self,
+        config: TrainConfig,
+        run: RunFolder,
+        dataset: Dataset,
+        backend: Backend,
+        lock: RunLock | None = None,
+        weights: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.config, self.run, self.dataset = config, run, dataset
         self._lock = lock  # held since the session was made, until `train` ends
-        self.trainer = _trainer(config, dataset, backend)
+        self.trainer = _trainer(config, dataset, backend, weights)
+        self._events: Events | None = None
         self.stopped: signal.Signals | None = None
 
     @property
@@ -96,11 +113,13 @@ class Session:
     def _train(self, reporter: Reporter) -> dict[str, Any]:
         reporter.start(self)
         try:
-            with self._signals():
+            with self._signals(), self._monitoring():
                 while not self.complete and not self._should_stop():
                     row = self.trainer.train_epoch(lambda: self._keep_going(reporter))
                     if row is not None:
                         self.run.append_metrics(row)
+                        if self._events is not None:
+                            self._events.epoch(row)
                         if self.trainer.progress.best_epoch == self.trainer.progress.epoch:
                             self._save(checkpoint.BEST)
                         self._save(checkpoint.LAST)
@@ -146,6 +165,27 @@ class Session:
             "complete": self.complete,
             "version": __version__,
         }
+
+    @contextlib.contextmanager
+    def _monitoring(self) -> Iterator[None]:
+        """Inside, the trainer measures what the configuration asks for, and it is written."""
+        config, trainer = self.config, self.trainer
+        if config.tensorboard:
+            self._events = Events(self.run.path, trainer.progress.step)
+        if config.monitor is not None:
+            trainer.monitor = Monitor(config.monitor, self._keep_record)
+        try:
+            yield
+        finally:
+            trainer.monitor = None
+            if self._events is not None:
+                self._events.close()
+                self._events = None
+
+    def _keep_record(self, record: Record) -> None:
+        append_record(self.run.monitor, record)
+        if self._events is not None:
+            self._events.record(record)
 
     def _keep_going(self, reporter: Reporter) -> bool:
         reporter.step(self)
@@ -202,28 +242,42 @@ class Session:
 _METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 
-def begin(config: TrainConfig, out: str | Path, reporter: Reporter) -> Session:
-    """A new run in the folder `out`.
+def begin(config: TrainConfig, out: str | Path, reporter: Reporter, initial: Initial | None = None) -> Session:
+    """A new run in the folder `out`; with `initial`, from the weights that it gives the model.
 
     Raises:
         ConfigError, DataError, DeviceError: An option, the data or the device will not do; nothing is left behind.
     """
     validate(config)
+    if config.tensorboard:
+        require_tensorboard()
     backend = _device(config, reporter)
     dataset = load(config.data, config.data_dir)
     config = resolve(_with_absolute_paths(config), dataset)
-    models.build(*_spec(config, dataset))  # refused before a folder is made
+    model = models.build(*_spec(config, dataset))  # refused before a folder is made, as weights are
+    _require_parts_that_train(config, model, dataset)
+    remark = REPEATS if initial is None else initial(model)
+    weights = None if initial is None else model.state_dict()
     run = RunFolder.create(out, f"{_file_name(dataset.name)}-{config.model}")
     with contextlib.ExitStack() as undo:
         undo.callback(shutil.rmtree, run.path, ignore_errors=True)
         lock = _lock(run, reporter)
         undo.callback(lock.release)
-        session = Session(config, run, dataset, backend, lock)
-        write_config(run.config, config)
+        session = Session(config, run, dataset, backend, lock, weights)
+        write_config(run.config, config, remark)
         run.write_environment()
         session._save(checkpoint.LAST)  # so that there is always one to go back to, and a full disk is found now
         undo.pop_all()
     return session
+
+
+def _require_parts_that_train(config: TrainConfig, model: Sequential, dataset: Dataset) -> None:
+    images = _known(config.batch_size) // config.accumulate
+    parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
+    try:
+        models.require_that_it_trains(model, dataset.image_shape, images)
+    except ValueError as error:
+        raise ConfigError(f"--batch-size {config.batch_size}{parts} is too small for {config.model}: {error}") from None
 
 
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -280,14 +334,20 @@ def _resumed(run: RunFolder, changes: Mapping[str, Any], reporter: Reporter, loc
     for name in changes:
         old, value = getattr(before, name), getattr(given, name)
         if name not in CHANGEABLE and value != old:
+            if name == "norm" and parse(value) == parse(old):
+                given = replace(given, norm=old)  # in other words
+                continue
+            option = flag(name).replace("--no-", "--")
             raise ConfigError(
-                f"{flag(name)} is {old} in {run.path} and cannot become {value} there; "
+                f"{option} is {old} in {run.path} and cannot become {value} there; "
                 "start a new run, or leave the option out"
             )
     _require_same_run(run, before)
     changed = {name: getattr(given, name) for name in CHANGEABLE if name in changes}
     config = replace(before, **{"max_steps": None} | changed)
     validate(config)
+    if config.tensorboard:
+        require_tensorboard()
     if finished >= _known(config.epochs):
         raise ConfigError(
             f"{run.path} is complete at --epochs {config.epochs} (it has finished {finished}); "
@@ -309,6 +369,7 @@ def _resumed(run: RunFolder, changes: Mapping[str, Any], reporter: Reporter, loc
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{run.checkpoints}: the checkpoint is of another model: {error}") from None
     run.truncate_metrics(finished)
+    truncate_records(run.monitor, session.trainer.progress.step)
     if config.epochs != before.epochs:
         remark = (
             f"Epochs 1 to {finished} were trained with epochs = {before.epochs}: this file does not repeat the run."
@@ -353,34 +414,36 @@ def describe(config: TrainConfig) -> str:
     return config.model + words.get(config.norm, f", norm {config.norm}")
 
 
-def _augmentation(config: TrainConfig, dataset: Dataset) -> Augmentation:
-    return replace(dataset.augmentation, shift=_known(config.crop_padding))
-
-
-def _trainer(config: TrainConfig, dataset: Dataset, backend: Backend) -> Trainer:
+def _trainer(
+    config: TrainConfig, dataset: Dataset, backend: Backend, weights: Mapping[str, np.ndarray] | None = None
+) -> Trainer:
     manual_seed(config.seed)
     model = models.build(*_spec(config, dataset)).to(backend)
+    if weights is not None:
+        model.load_state_dict(weights)
     fuse(model)
     if isinstance(model[0], Conv2d | Linear):
         model[0].input_gradient = False  # nobody learns from the images' gradient
-    lr, epochs, batch_size = _known(config.lr), _known(config.epochs), _known(config.batch_size)
-    groups = optim.decay_groups(model, _known(config.weight_decay))
+    lr = _known(config.lr)
+    groups = optim.decay_groups(model, _known(config.weight_decay), config.norm_decay)
     optimizer: optim.Optimizer
     if config.optimizer == "sgd":
         momentum = config.momentum
         optimizer = optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0)
     else:
         optimizer = {"adam": optim.Adam, "adamw": optim.AdamW}[config.optimizer](groups, lr)
-    steps = epochs * len(Loader(len(dataset.train_images), batch_size, config.seed))
     return Trainer(
         model,
         dataset,
         optimizer,
-        schedule.by_name(config.schedule, lr, steps),
-        batch_size=batch_size,
+        rates(config, dataset),
+        batch_size=_known(config.batch_size),
         seed=config.seed,
-        augmentation=_augmentation(config, dataset) if config.augment else None,
+        augmentation=augmentation(config, dataset) if config.augment else NO_AUGMENTATION,
         label_smoothing=config.label_smoothing,
+        accumulate=config.accumulate,
+        clip=config.clip,
+        average=None if config.ema is None else optim.WeightAverage(model, config.ema),
     )
 
 

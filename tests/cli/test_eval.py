@@ -219,7 +219,7 @@ def test_a_safetensors_file_of_another_program_is_refused(minidl) -> None:
     ("change", "message"),
     [
         ({"classes": 4}, "fc.weight has shape (3, 256), expected (4, 256)"),
-        ({"bn": False}, "unexpected: bn1.weight, bn1.bias"),
+        ({"norm": "none"}, "unexpected: bn1.weight, bn1.bias"),
         ({"image_shape": [16, 8, 1]}, "fc.weight has shape (3, 256), expected (3, 512)"),
         ({"name": "vast-cnn"}, "there is no model 'vast-cnn'"),
         ({"classes": "many"}, "last.safetensors: the checkpoint "),

@@ -137,7 +137,7 @@ def _state(run: Path) -> dict[str, np.ndarray]:
             ("--torch", "a", "--fold"),
             "--fold goes with --onnx; a PyTorch file keeps the layers apart, as PyTorch's own does",
         ),
-        (("--torch", "no/folder/a"), "no/folder/a: cannot be written: No such file or directory"),
+        (("--torch", "no/folder/a"), "no/folder/a: cannot be written: its folder does not exist; nothing was exported"),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(minidl, run, here, arguments, message) -> None:
@@ -150,9 +150,15 @@ def test_a_checkpoint_is_not_overwritten_by_its_own_export(minidl, run, here) ->
     before = last.read_bytes()
     assert (
         error_of(minidl("export", run, "--torch", last))
-        == f"{last} is the checkpoint that is exported; give another file"
+        == f"{last} lies among the run's checkpoints; give another file"
     )
     assert last.read_bytes() == before
+
+
+def test_nothing_is_exported_where_one_of_two_files_cannot_be(minidl, run, here) -> None:
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    assert "nothing was exported" in error_of(minidl("export", run, "--onnx", "m.onnx", "--torch", "no/folder/a"))
+    assert not (here / "m.onnx").exists()
 
 
 @pytest.mark.parametrize(

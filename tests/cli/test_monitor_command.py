@@ -38,6 +38,7 @@ def test_bad_input_is_one_line(minidl, out, runs, tmp_path) -> None:
     for arguments, words in [
         (["--step", 3], f"--step 3: {run} has no measurement of that step; the nearest is 2"),
         (["--picture", tmp_path / "no" / "p.svg"], "cannot be written"),
+        (["--picture", run / "config.toml"], "pictures are SVG; give a name that ends in .svg"),
     ]:
         result = minidl("monitor", "--out", out, *arguments)
         assert result.exit_code == 2

@@ -278,6 +278,15 @@ def test_a_signal_after_the_last_step_finds_the_run_complete(train, monkeypatch)
         (["--momentum", "1"], "--momentum must be at least 0 and less than 1, not 1.0"),
         (["--weight-decay", "-1"], "--weight-decay must be a finite number of at least 0, not -1.0"),
         (["--label-smoothing", "1"], "--label-smoothing must be at least 0 and less than 1, not 1.0"),
+        (["--norm-decay", "-1"], "--norm-decay must be a finite number of at least 0, not -1.0"),
+        (["--ema", "1"], "--ema must be more than 0 and less than 1, not 1.0"),
+        (["--clip", "0"], "--clip must be a finite number above 0, not 0.0"),
+        (["--accumulate", "0"], "--accumulate must be a whole number of at least 1, not 0"),
+        (["--batch-size", "16", "--accumulate", "3"], "--accumulate 3 does not divide --batch-size 16; 2 does"),
+        (["--warmup", "-1"], "--warmup must be a finite number of at least 0, not -1.0"),
+        (["--epochs", "2", "--warmup", "2"], "--warmup 2 is no shorter than the run of --epochs 2"),
+        (["--min-lr", "1"], "--min-lr must be from 0 to --lr, which is 0.05, not 1.0"),
+        (["--min-lr", "0.01", "--schedule", "step"], "leave it out with --schedule step"),
         (["--seed", "-1"], "--seed must be a whole number from 0 to 2**64 - 1, not -1"),
         (["--epochs", "1" + 400 * "0"], "--epochs must be at most 1,000,000,000, not 1000"),
         (["--threads", "100000"], "--threads must be at most 4,096, not 100000"),
@@ -370,3 +379,39 @@ def test_a_second_ctrl_c_ends_with_130_and_no_traceback(train, monkeypatch) -> N
     assert (result.exit_code, result.stderr) == (130, "")
     assert signal.getsignal(signal.SIGINT) is handler
     assert not list(Path("runs").rglob(".lock"))
+
+
+def test_ghost_batches_train_on_whole_ones_and_refuse_others(train) -> None:
+    """Of 90 images, the last of three batches of 32 has 26, of which 16 are taken."""
+    result = train("--norm", "ghost:16", "--batch-size", "32", "--epochs", "1")
+    assert result.exit_code == 0, result.output
+    assert "1 epoch of 3 steps" in result.stdout
+    refused = train("--norm", "ghost:24", "--batch-size", "32", "--epochs", "1")
+    assert refused.exit_code == 2
+    assert refused.stderr.endswith("--batch-size 32 is not a multiple of the ghost batch of 24; use 24 or 48\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--batch-size", "1", "--model", "mlp-2"],
+            "--batch-size 1 is too small for mlp-2: BatchNorm1d: training needs",
+        ),
+        (["--batch-size", "8", "--accumulate", "8", "--model", "mlp-2"], "--batch-size 8 in 8 parts is too small"),
+        (["--schedule", "step", "--warmup", "3", "--epochs", "4"], "does not fit --schedule step, which falls after"),
+        (["--cutout", "15"], "--cutout 15 leaves nothing of any image"),
+    ],
+)
+def test_what_could_not_train_leaves_no_folder(train, tmp_path, arguments: list[str], words: str) -> None:
+    result = train(*arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1 + result.stderr.count("device:")
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_the_same_normalization_in_other_words_resumes(train, tmp_path) -> None:
+    assert train("--norm", "group", "--max-steps", "2").exit_code == 0
+    result = train("--resume", "--norm", "group:8", "--max-steps", "3")
+    assert result.exit_code == 0, result.output

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from minidl import models
+from minidl import models, nn
 from minidl.errors import InteropError
 from minidl.interop import import_onnx, onnx_file
 from minidl.interop.onnx_export import to_onnx
@@ -184,3 +184,9 @@ def test_many_unknown_operators_make_a_short_message(onnx, proto, path) -> None:
         proto.graph.node.append(onnx.helper.make_node(f"Strange{i:02}\n" + "x" * 1000, ["input"], [f"s{i}"]))
     path.write_bytes(proto.SerializeToString())
     assert "and 42 more" in refused(path)
+
+
+def test_what_joins_outside_a_graph_has_no_counterpart() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Add())
+    with pytest.raises(InteropError, match="no ONNX counterpart for Add"):
+        to_onnx(model, (4, 4, 3))

@@ -7,6 +7,7 @@ import pytest
 
 from kernels.errors import ShapeError
 from minidl import nn
+from minidl.backends import get_backend
 
 OPTIONS = [
     {},
@@ -201,3 +202,15 @@ def test_wrong_arguments_are_named() -> None:
     for smoothing in (-0.1, 1.5, float("nan")):
         with pytest.raises(ValueError, match=f"label_smoothing is {smoothing}, expected 0 to 1"):
             nn.CrossEntropyLoss(label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("device", ["cpu", "reference", "emulator"])
+def test_nan_is_seen_in_the_loss_where_its_class_has_no_weight(device: str, reduction: str) -> None:
+    """Training looks for NaN in the loss alone; the gradient of such a row is NaN."""
+    backend = get_backend(device)
+    weight = np.array([0, 1, 1, 1], backend.dtype)
+    criterion = nn.CrossEntropyLoss(weight, reduction=reduction, device=backend)
+    logits = np.array([[np.nan] * 4, [0, 1, 2, 3]], backend.dtype)
+    loss = backend.numpy(criterion.forward(backend.array(logits), backend.array(np.array([0, 1]), np.int64)))
+    assert np.isnan(loss.reshape(-1)[0])

@@ -71,7 +71,7 @@ def test_names_parameters_and_state_stay(cpu, same_bits) -> None:
     assert list(model.state_dict()) == list(state)
     assert all(same_bits(value, state[name]) for name, value in model.state_dict().items())
     assert repr(model) == printed
-    assert len(model) == 12
+    assert len(model) == 14
 
 
 def test_outputs_gradients_and_statistics_have_the_same_bits(backend, rng, same_bits) -> None:

@@ -45,9 +45,7 @@ def test_modules_and_parameters_have_pytorchs_names_and_order(cpu) -> None:
         *("fc.weight", "fc.bias"),
     ]
     assert all(a is b for a, (_, b) in zip(model.parameters(), named, strict=True))
-    assert [name for name, parameter in named if parameter.decay] == [
-        *("conv.weight", "block.0.weight", "fc.weight")
-    ]
+    assert [name for name, parameter in named if parameter.decay] == [*("conv.weight", "block.0.weight", "fc.weight")]
 
 
 def test_calling_is_forward(backend, normal, same_bits) -> None:

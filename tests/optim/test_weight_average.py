@@ -210,3 +210,16 @@ def test_a_model_that_was_moved_needs_a_new_one() -> None:
     with pytest.raises(ValueError, match=r"the model is now on reference, .* make a new WeightAverage$"):
         average.update()
     assert average.updates == 0
+
+
+def test_what_is_done_to_the_averages_leaves_the_models_counters() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(1, momentum=None))
+    average = optim.WeightAverage(model)
+    for i in range(10):
+        model.forward(np.array([[i], [i + 2]], np.float32))
+        average.update()
+    before = model.state_dict()
+    with average.averaged():
+        nn.reestimate_statistics(model, [np.zeros((4, 1), np.float32)])
+    after = model.state_dict()
+    assert all(np.array_equal(before[name], after[name]) for name in before)

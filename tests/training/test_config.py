@@ -44,7 +44,14 @@ def test_any_text_goes_round(tmp_path: Path, text: str) -> None:
     assert TrainConfig(**load_config(tmp_path / "c.toml")) == config
 
 
-MOST = {"epochs": 10**9, "batch_size": 10**9, "max_steps": 10**15, "threads": 4096}
+MOST = {
+    "epochs": 10**9,
+    "batch_size": 10**9,
+    "max_steps": 10**15,
+    "threads": 4096,
+    "crop_padding": 4096,
+    "cutout": 4096,
+}
 FIELDS = {
     name: {
         str: st.text(),
@@ -52,11 +59,18 @@ FIELDS = {
         int: st.integers(1, 2**64 - 1),
         float: st.floats(0, 1, exclude_min=True, exclude_max=True),
         str | None: st.none() | st.text(),
+        bool | None: st.none() | st.booleans(),
         int | None: st.none() | st.integers(1, MOST.get(name)),
         float | None: st.none() | st.floats(0, exclude_min=True, allow_nan=False, allow_infinity=False, width=32),
     }[hint]
     for name, hint in get_type_hints(TrainConfig).items()
-} | {"optimizer": st.sampled_from(["sgd", "adam", "adamw"]), "schedule": st.sampled_from(["constant", "step"])}
+} | {
+    "optimizer": st.sampled_from(["sgd", "adam", "adamw"]),
+    "schedule": st.sampled_from(["constant", "step"]),
+    "accumulate": st.integers(1, 10**9),
+    "warmup": st.none() | st.floats(0, 1e9),
+    "ema": st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
+}
 
 
 @given(fields=st.fixed_dictionaries(FIELDS))
@@ -195,6 +209,14 @@ BAD: dict[str, list[Any]] = {
     "norm": [1, None, False],
     "zero_gamma": [1, None, "yes"],
     "crop_padding": [-1, 1.5, 5000, "2"],
+    "flip": [1, "yes"],
+    "cutout": [-1, 1.5, 5000, True],
+    "norm_decay": [NAN, INF, -1e-9, None],
+    "warmup": [NAN, INF, -1, "1"],
+    "min_lr": [NAN, INF, -1e-3, None],
+    "clip": [NAN, INF, 0, -1.0, "1"],
+    "accumulate": [0, -2, 2.0, None, True],
+    "ema": [NAN, 0.0, 1.0, 1, -0.5, 2, "0.9"],
 }
 
 
@@ -219,6 +241,15 @@ GOOD: dict[str, list[Any]] = {
     "seed": [0, 2**64 - 1],
     "threads": [1, None],
     "max_steps": [1, None],
+    "crop_padding": [0, 4096, None],
+    "flip": [True, False, None],
+    "cutout": [0, 4096, None],
+    "norm_decay": [0, 0.0, 5e-4],
+    "warmup": [0, 0.5, 3, None],
+    "min_lr": [0, 1e-5],
+    "clip": [1, 5e-324, 3e38, None],
+    "accumulate": [1, 64],
+    "ema": [0.9, 0.999999, 5e-324, None],
     "optimizer": ["sgd", "adam", "adamw"],
     "schedule": ["constant", "cosine", "one-cycle", "step"],
 }

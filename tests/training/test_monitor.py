@@ -130,6 +130,10 @@ def test_weights_before_normalization_are_scale_invariant() -> None:
     convolutions = {f"{name}.weight" for name, layer in resnet.named_modules() if isinstance(layer, nn.Conv2d)}
     assert scale_invariant(resnet) == convolutions
     assert scale_invariant(models.build("small-cnn", (8, 8, 1), 10, "none")) == set()
+    after = scale_invariant(models.build("small-cnn", (8, 8, 1), 10, "batch-after"))
+    assert after == {f"conv{i}.weight" for i in (1, 2, 3, 4)}
+    biased = nn.Sequential(nn.Linear(4, 4), nn.GroupNorm(2, 4), nn.Linear(4, 4), nn.ReLU(), nn.BatchNorm1d(4))
+    assert scale_invariant(biased) == set()
 
 
 def test_a_sample_has_all_channels() -> None:
@@ -232,7 +236,17 @@ def test_a_line_that_was_not_finished_is_left_out_and_dropped(tmp_path) -> None:
     assert [record["step"] for record in read_records(path)] == [0, 1]
 
 
-@pytest.mark.parametrize("line", ["[]", "{}", "3", '{"step": "0"}', "\xff", '{"step": 1, "activations": 3}'])
+NEAR = [
+    {**RECORD, "step": True},
+    {**RECORD, "activations": {"a": 5}},
+    {**RECORD, "activations": {"a": {"percentiles": [1, 2], "mean": 1, "std": 1, "dead": 0}}},
+    {**RECORD, "weights": {"w": {"norm": "x", "gradient_norm": None, "update_ratio": None, "effective_lr": None}}},
+    {**RECORD, "statistics": {"b": {}}},
+    {**RECORD, "affine": {"b": {"gamma": 3}}},
+]
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", "3", '{"step": "0"}', "\xff", *map(json.dumps, NEAR)])
 def test_a_damaged_line_is_named(tmp_path, line: str) -> None:
     path = tmp_path / "m"
     append_record(path, RECORD)

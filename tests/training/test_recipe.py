@@ -5,13 +5,13 @@ from dataclasses import asdict, fields, replace
 import numpy as np
 import pytest
 
-from minidl.data import Dataset
+from minidl.data import Augmentation, Dataset
 from minidl.data.catalogue import KNOWN
 from minidl.errors import ConfigError
 from minidl.schedule import NAMES
 from minidl.training import TrainConfig
 from minidl.training.config import OPTIMIZERS, validate
-from minidl.training.recipe import OTHER, RECIPES, resolve
+from minidl.training.recipe import OTHER, RECIPES, augmentation, rates, resolve
 
 
 def dataset(name: str, images: int = 300) -> Dataset:
@@ -31,7 +31,7 @@ def test_every_choice_is_made_and_is_a_valid_one(name, optimizer, norm) -> None:
     resolved = resolve(config, dataset(name))
     validate(resolved)
     open_choices = {field.name for field in fields(config) if getattr(resolved, field.name) is None}
-    assert open_choices == {"data_dir", "threads", "max_steps"}
+    assert open_choices == {"data_dir", "threads", "max_steps", "monitor", "warmup", "clip", "ema"}
     assert resolve(resolved, dataset(name)) == resolved
 
 
@@ -74,6 +74,8 @@ def test_what_was_asked_for_stays(norm, schedule) -> None:
         schedule=schedule,
         augment=False,
         crop_padding=3,
+        flip=True,
+        cutout=2,
         seed=9,
         threads=2,
         max_steps=5,
@@ -94,3 +96,59 @@ def test_a_small_data_set_gets_a_small_batch_unless_another_was_asked_for() -> N
     assert str(caught.value) == (
         "--batch-size 11 is larger than the data set: digits has 10 training images; use at most 10"
     )
+
+
+def test_augmentation_is_the_data_sets_own_but_for_what_was_asked_for() -> None:
+    clothes, digits = dataset("fashion-mnist"), dataset("digits")
+    assert augmentation(TrainConfig(), clothes) == clothes.augmentation == Augmentation(flip=True)
+    assert augmentation(TrainConfig(crop_padding=2, cutout=3), clothes) == Augmentation(2, True, 3)
+    assert augmentation(TrainConfig(flip=False), clothes) == Augmentation()
+    assert augmentation(TrainConfig(flip=True, crop_padding=0), digits) == Augmentation(flip=True)
+    resolved = resolve(TrainConfig(cutout=3), clothes)
+    assert (resolved.crop_padding, resolved.flip, resolved.cutout) == (0, True, 3)
+
+
+def test_a_cutout_that_leaves_nothing() -> None:
+    assert resolve(TrainConfig(cutout=14), dataset("digits")).cutout == 14  # some corner may be left
+    assert resolve(TrainConfig(cutout=16, augment=False), dataset("digits")).cutout == 16
+    with pytest.raises(ConfigError) as caught:
+        resolve(TrainConfig(cutout=15), dataset("digits"))
+    assert str(caught.value) == (
+        "--cutout 15 leaves nothing of any image of digits, 8x8 pixels; half of that, 4, is a usual side"
+    )
+
+
+@pytest.mark.parametrize(("size", "parts", "near"), [(64, 3, 2), (64, 5, 4), (64, 65, 64), (10, 4, 5), (7, 3, 1)])
+def test_parts_that_do_not_divide_the_batch_are_refused_with_those_that_do(size, parts, near) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(TrainConfig(batch_size=size, accumulate=parts), dataset("digits"))
+    assert str(caught.value) == f"--accumulate {parts} does not divide --batch-size {size}; {near} does"
+    resolve(TrainConfig(batch_size=size, accumulate=near), dataset("digits"))
+
+
+def test_warm_up_is_counted_in_epochs() -> None:
+    config = resolve(TrainConfig(batch_size=30, epochs=4, schedule="constant", lr=1.0, warmup=0.25), dataset("digits"))
+    rate = rates(config, dataset("digits"))  # ten steps an epoch: two and a half of them, rounded down
+    assert [rate(t) for t in range(4)] == [1 / 3, 2 / 3, 1, 1]
+    for schedule in NAMES:
+        plain, none = (
+            rates(
+                resolve(TrainConfig(batch_size=30, schedule=schedule, warmup=w), dataset("digits")), dataset("digits")
+            )
+            for w in (None, 0.0)
+        )
+        assert (plain(0) == none(0)) == (schedule in ("constant", "step"))
+
+
+def test_schedules_that_cannot_be_are_refused() -> None:
+    def message(**options) -> str:
+        with pytest.raises(ConfigError) as caught:
+            resolve(TrainConfig(**options), dataset("digits"))
+        return str(caught.value)
+
+    assert message(warmup=12.0) == "--warmup 12 is no shorter than the run of --epochs 12"
+    assert message(warmup=3.5, epochs=3) == "--warmup 3.5 is no shorter than the run of --epochs 3"
+    assert message(min_lr=0.1) == "--min-lr must be from 0 to --lr, which is 0.05, not 0.1"
+    for name in ("constant", "one-cycle", "step"):
+        wanted = f"--min-lr is where the cosine schedule ends; leave it out with --schedule {name}"
+        assert message(min_lr=0.01, schedule=name) == wanted

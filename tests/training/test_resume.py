@@ -108,7 +108,21 @@ def test_stopped_and_resumed_equals_never_stopped(train, optimizer, step) -> Non
     assert everything(run) == everything(whole)
 
 
-@pytest.mark.parametrize("options", [{"momentum": 0.0}, {"norm": "none"}, {"schedule": "step", "label_smoothing": 0.1}])
+EVERYTHING = {
+    "ema": 0.9,
+    "clip": 0.7,
+    "accumulate": 4,
+    "norm_decay": 1e-3,
+    "warmup": 0.7,
+    "min_lr": 1e-3,
+    "label_smoothing": 0.1,
+    "optimizer": "adamw",
+}
+
+
+@pytest.mark.parametrize(
+    "options", [{"momentum": 0.0}, {"norm": "none"}, {"schedule": "step", "label_smoothing": 0.1}, EVERYTHING]
+)
 def test_so_with_other_options(train, options) -> None:
     whole = train(**options)
     assert everything(go_on(train(max_steps=9, **options))) == everything(whole)

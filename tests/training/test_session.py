@@ -124,6 +124,23 @@ def test_the_summary_says_what_happened(train, stripes_file) -> None:
     assert summary["best_epoch"] == 1 + accuracies.index(max(accuracies))
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, data.NO_AUGMENTATION),
+        ({"crop_padding": 1, "cutout": 3}, data.Augmentation(crop_padding=1, cutout=3)),
+        ({"flip": True}, data.Augmentation(flip=True)),
+        ({"flip": True, "crop_padding": 1, "cutout": 3, "augment": False}, data.NO_AUGMENTATION),
+    ],
+)
+def test_training_images_are_augmented_as_asked(config, tmp_path, options, expected) -> None:
+    session = begin(replace(config, **options), tmp_path / "runs", Notes())
+    assert session.trainer.augmentation == expected
+    written = load_config(session.run.config)
+    assert {name: written[name] for name in options} == options
+    assert {"crop_padding", "flip", "cutout"} <= set(written)  # also what the recipe chose
+
+
 @pytest.mark.parametrize("which", ["last", "best"])
 def test_the_checkpoints_hold_the_models_of_these_metrics(train, stripes_file, which) -> None:
     session = train(epochs=4, lr=0.4, schedule="constant")

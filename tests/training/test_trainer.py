@@ -12,7 +12,7 @@ import pytest
 from minidl import nn, optim, schedule
 from minidl.backends import get_backend
 from minidl.backends.cpu import CpuBackend
-from minidl.data import Augmentation, draw
+from minidl.data import NO_AUGMENTATION, Augmentation
 from minidl.errors import NonFiniteError
 from minidl.training import Trainer, checkpoint, evaluate
 
@@ -23,6 +23,7 @@ OPTIMIZERS = {
     "adam": lambda groups, backend: optim.Adam(groups, 0.01),
     "adamw": lambda groups, backend: optim.AdamW(groups, 0.01),
 }
+AUGMENTATION = Augmentation(crop_padding=1, flip=True, cutout=3)
 STEPS = 6  # an epoch: 90 images in batches of 16, the last of 10
 
 
@@ -42,7 +43,7 @@ def network(seed: int, backend, bn: bool = True, dropout: float = 0.25, width: i
 
 @pytest.fixture
 def make(stripes_dataset):
-    """Makes a trainer on the stripes, with batch normalization, dropout, shifts and flips unless told otherwise."""
+    """Makes a trainer on the stripes, with batch normalization, dropout and augmentation unless told otherwise."""
 
     def make_trainer(
         optimizer="nesterov", *, seed=0, rates=None, backend=None, augment=True, batch_size=16, **options
@@ -56,7 +57,7 @@ def make(stripes_dataset):
             rates or schedule.one_cycle(0.1, 4 * STEPS),
             batch_size=batch_size,
             seed=seed,
-            augmentation=Augmentation(shift=1, flip=True) if augment else None,
+            augmentation=AUGMENTATION if augment else NO_AUGMENTATION,
         )
 
     return make_trainer
@@ -103,7 +104,7 @@ def test_an_epoch_is_the_loop_that_one_would_write_by_hand(make, stripes_dataset
         losses, correct = [], 0
         for start in range(0, 90, 16):
             index = order[start : start + 16]
-            x, targets = trainer.train_source.batch(index, *draw(Augmentation(shift=1, flip=True), 3, epoch, index))
+            x, targets = trainer.train_source.batch(index, AUGMENTATION, seed=3, epoch=epoch)
             optimizer.set_lr(rates(optimizer.steps))
             optimizer.zero_grad()
             logits = model(x)

@@ -86,7 +86,7 @@ def _cross_entropy(logits, targets, weight, losses, dlogits, label_smoothing, ig
             wanted = label_smoothing / classes + (1.0 - label_smoothing if k == target else 0.0)
             if weighted:
                 wanted *= weight[k]
-            if wanted != 0.0:  # 0 * log 0 is 0
+            if wanted != 0.0 or np.isnan(log_p):  # 0 * log 0 is 0
                 total -= wanted * log_p
             dlogits[n, k] = (mass * np.exp(log_p) - wanted) * scale
         if apart:

@@ -7,6 +7,7 @@ batch: images times height times width. No state says it.
 """
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -38,7 +39,7 @@ def running_variance(var: Array, source: str, target: str, rows: Rows = None, in
     unbiased = convention(source).unbiased, convention(target).unbiased
     found = _vector(var, "running_variance: var")
     _require_variance(found, "running_variance: var")
-    if not isinstance(initial, int | float) or not 0 <= initial <= 1:
+    if not isinstance(initial, Real) or not 0 <= initial <= 1:
         raise ValueError(f"running_variance: initial must be from 0 to 1, got {initial!r}")
     if unbiased[0] == unbiased[1] or rows == "as is":
         return found

@@ -7,13 +7,24 @@ random numbers are touched: a monitored run has the bits of one that is not.
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from minidl.backends import Array, BatchStatistics
-from minidl.nn import Conv2d, Linear, Module, Parameter, ReLU, Residual, Sequential
+from minidl.nn import (
+    Conv2d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    LayerNorm,
+    Linear,
+    Module,
+    Parameter,
+    ReLU,
+    Residual,
+    Sequential,
+)
 from minidl.nn.batchnorm import BatchNorm
 from minidl.nn.fusion import BatchNormAddReLU, BatchNormReLU
 from minidl.training.monitor.record import PERCENTILES, SAMPLE, Record
@@ -92,21 +103,28 @@ def weights(model: Module) -> Iterator[tuple[str, Parameter]]:
 
 
 def scale_invariant(model: Module) -> set[str]:
-    """Names of the weights whose scale the next layer's normalization takes away."""
+    """Names of the weights whose scale the normalization behind them takes away, ReLU between them or not."""
     found = set()
     for path, module in model.named_modules():
         if not isinstance(module, Sequential):
             continue
         chain = list(module.chain())
-        for (name, layer), (_, following) in pairwise(chain):
-            if isinstance(layer, Conv2d | Linear) and is_normalization(following):
+        for i, (name, layer) in enumerate(chain):
+            behind = [following for _, following in chain[i + 1 : i + 3]]
+            if isinstance(layer, Conv2d | Linear) and _takes_scale_away(behind, layer.bias is None):
                 found.add(f"{path}.{name}.weight" if path else f"{name}.weight")
     return found
 
 
+def _takes_scale_away(behind: list[Module], unbiased: bool) -> bool:
+    if behind and isinstance(behind[0], ReLU):  # ReLU(a x) = a ReLU(x), but a bias would not be multiplied
+        return unbiased and len(behind) > 1 and is_normalization(behind[1])
+    return bool(behind) and is_normalization(behind[0]) and (unbiased or isinstance(behind[0], BatchNorm))
+
+
 def is_normalization(module: Module) -> bool:
     """Whether it normalizes by statistics of its input: batch, group, layer or instance normalization."""
-    return isinstance(module, BatchNorm) or type(module).__name__ in ("GroupNorm", "LayerNorm", "InstanceNorm2d")
+    return isinstance(module, BatchNorm | GroupNorm | InstanceNorm1d | InstanceNorm2d | LayerNorm)
 
 
 def watched(model: Module) -> Iterator[tuple[str, Any, BatchNorm | None, bool]]:

@@ -9,10 +9,11 @@
     affine               for each normalization: `gamma` and `beta`, each [least, mean, largest]
     weights              for each weight of a convolution or linear layer: `norm`, `gradient_norm`, `update_ratio`
                          (norm of the step's change over norm), and `effective_lr`, lr / norm^2, where normalization
-                         follows (van Laarhoven 2017, arXiv:1706.05350), else null
+                         follows, ReLU between them or not (van Laarhoven 2017, arXiv:1706.05350), else null
 
 Norms are Euclidean. Running statistics are those before the batch entered them. Percentiles, mean and std are those of
-an evenly spaced sample of at most `SAMPLE` values. A value that is not finite stands as null.
+an evenly spaced sample of at most `SAMPLE` values. A value that is not finite stands as null. Where a step has several
+parts (--accumulate), activations and statistics are those of its last part, and the norms those of the step.
 """
 
 import json
@@ -28,6 +29,11 @@ Record = dict[str, Any]
 FILE = "monitor.jsonl"
 PERCENTILES = (1, 15, 50, 85, 99)
 SAMPLE = 1 << 16
+_FIELDS = {
+    "activations": ("percentiles", "mean", "std", "dead"),
+    "statistics": ("mean_shift", "variance_ratio"),
+    "weights": ("norm", "gradient_norm", "update_ratio", "effective_lr"),
+}
 GROUPS = ("activations", "statistics", "affine", "weights")
 
 
@@ -49,13 +55,34 @@ def read_records(path: Path) -> list[Record]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line.decode())
-            good = isinstance(record["step"], int) and all(isinstance(record[group], dict) for group in GROUPS)
-        except (ValueError, TypeError, KeyError, RecursionError):
+            good = _is_record(record)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             good = False
         if not good:
             raise DataError(f"{path}: line {number} is not a record of the monitor; mend or remove it") from None
         records.append(record)
     return records
+
+
+def _is_record(record: Record) -> bool:
+    """Raises TypeError or KeyError, or gives False, where it is none."""
+    if not all(type(record[name]) is int for name in ("step", "epoch")) or not _is_number(record["lr"]):
+        return False
+    layers = [(group, values) for group in GROUPS for values in record[group].values()]
+    for group, values in layers:
+        numbers = list(values.items()) if group == "affine" else [(name, values[name]) for name in _FIELDS[group]]
+        for name, value in numbers:
+            length = {"percentiles": len(PERCENTILES), "gamma": 3, "beta": 3}.get(name)
+            parts = [value] if length is None else value
+            if length is not None and (not isinstance(value, list) or len(value) != length):
+                return False
+            if not all(_is_number(part) for part in parts):
+                return False
+    return True
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def append_record(path: Path, record: Record) -> None:
