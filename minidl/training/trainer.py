@@ -93,7 +93,6 @@ class Trainer:
         self.progress = Progress()
         self.monitor: Monitor | None = None
         self._correct = self.backend.empty((), np.int64)
-        self._unit = batch_multiple(model)
         self._shares: dict[float, Array] = {}  # of a step's images, on the device
         self._check_parts()
 
@@ -101,9 +100,10 @@ class Trainer:
         size, parts = self.loader.batch_size, self.accumulate
         if parts < 1 or size % parts:
             raise ConfigError(f"accumulate is {parts}, expected a number that divides the batch size {size}")
-        if parts > 1 and size // parts % self._unit:
+        if parts > 1 and size // parts % self.loader.multiple_of:
             raise ConfigError(
-                f"--accumulate {parts} makes parts of {size // parts} images, not a multiple of ghost:{self._unit}"
+                f"--accumulate {parts} makes parts of {size // parts} images, not a multiple of the ghost batch of "
+                f"{self.loader.multiple_of}"
             )
 
     def train_epoch(self, keep_going: Callable[[], bool] = lambda: True) -> Row | None:
@@ -182,9 +182,9 @@ class Trainer:
         count = -(-len(index) // size)
         if size > 1 and len(index) // count < 2:
             count = max(1, count - 1)
-        if len(index) % self._unit:
+        if len(index) % self.loader.multiple_of:
             return np.array_split(index, count)
-        return [part.reshape(-1) for part in np.array_split(index.reshape(-1, self._unit), count)]
+        return [part.reshape(-1) for part in np.array_split(index.reshape(-1, self.loader.multiple_of), count)]
 
     def _back_and_forth(self, index: np.ndarray, share: float) -> tuple[float, int]:
         """Add the gradients of these images, a `share` of the step's, to the model's: (mean loss, correct answers)."""
@@ -256,7 +256,7 @@ class Trainer:
     def counters(self) -> dict[str, Any]:
         """The rest of the state, as JSON can hold it: progress, and the calls of each layer that draws numbers."""
         calls = {name: layer.calls for name, layer in _drawing(self.model)}
-        return {"progress": asdict(self.progress), "dropout_calls": calls}
+        return {"progress": asdict(self.progress), "calls": calls}
 
     def restore(self, tensors: Mapping[str, np.ndarray], counters: Mapping[str, Any]) -> None:
         """The inverse of `tensors` and `counters`. Raises ValueError if they are of another model or optimizer."""
@@ -266,7 +266,7 @@ class Trainer:
             self.average.load_state_dict(_part(tensors, "average."))
         self.progress = Progress(**counters["progress"])
         for name, layer in _drawing(self.model):
-            layer.calls = counters["dropout_calls"][name]
+            layer.calls = counters["calls"][name]
 
 
 def _part(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

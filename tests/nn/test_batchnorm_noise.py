@@ -125,12 +125,12 @@ def test_a_trainer_keeps_the_calls_with_its_counters(stripes_dataset) -> None:
     whole = trainer(stripes_dataset)
     whole.train_epoch()
     tensors, counters = whole.tensors(), whole.counters()
-    assert counters["dropout_calls"] == {"1": 6}
+    assert counters["calls"] == {"1": 6}
     whole.train_epoch()
     ends = []
     for calls in (6, 0):
         rest = trainer(stripes_dataset)
-        rest.restore(tensors, counters | {"dropout_calls": {"1": calls}})
+        rest.restore(tensors, counters | {"calls": {"1": calls}})
         rest.train_epoch()
         ends.append({name: value.tobytes() for name, value in rest.tensors().items()})
     assert ends[0] == {name: value.tobytes() for name, value in whole.tensors().items()}

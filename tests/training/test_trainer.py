@@ -165,12 +165,12 @@ def test_the_best_epoch_is_the_first_of_equals(make) -> None:
 def test_evaluation_changes_nothing_and_does_not_depend_on_the_batch_size(make) -> None:
     trainer = make()
     train_to(trainer, 1)
-    before, calls = bits(trainer), trainer.counters()["dropout_calls"]
+    before, calls = bits(trainer), trainer.counters()["calls"]
     results = [evaluate(trainer.model, trainer.test_source, size) for size in (1, 7, 30, 1000)]
     assert len({result.accuracy for result in results}) == 1
     assert [result.loss for result in results] == pytest.approx([results[0].loss] * 4, rel=1e-5)
     assert bits(trainer) == before
-    assert trainer.counters()["dropout_calls"] == calls
+    assert trainer.counters()["calls"] == calls
     assert trainer.model.training
     trainer.model.eval()
     evaluate(trainer.model, trainer.test_source, 30)
@@ -235,11 +235,11 @@ def test_dropout_masks_are_part_of_the_state(make) -> None:
     trainer = make()
     train_to(trainer, 1)
     counters = trainer.counters()
-    assert counters["dropout_calls"] == {"dropout": STEPS}
+    assert counters["calls"] == {"dropout": STEPS}
     ends = []
     for calls in (STEPS, 0):
         resumed = make()
-        resumed.restore(trainer.tensors(), counters | {"dropout_calls": {"dropout": calls}})
+        resumed.restore(trainer.tensors(), counters | {"calls": {"dropout": calls}})
         train_to(resumed, 2)
         ends.append(bits(resumed)["model.fc.weight"])
     train_to(trainer, 2)
