@@ -99,31 +99,21 @@ def block_merger(width: int, lanes: int, depth: int) -> Any:
     return merge_block
 
 
-def _sum_shifted(channels: int, width: int, index: Any) -> Launch:
-    """A thread sums its `width` channels chunk by chunk, each about a shift of its own; then the block merges."""
+def shifted_summer(channels: int, width: int, index: Any) -> tuple[Any, Any]:
+    """Device functions: a thread sums rows `at`, at + depth, ... before `end` of its `width` channels; a block stores.
+
+    Chunk by chunk, each about a shift of its own; then the block merges. counts, shifts, sums and squares are the
+    block's, in shared memory; `values`, of AHEAD * width, and the chunk_ arrays, of width, the thread's own. Stored are
+    three planes of `plane` numbers each, at `place`: shifts, sums, squares.
+    """
     parts = Split(channels, width)
-    lanes, depth, across = parts.lanes, parts.depth, parts.across
-    load, store, merge_block = loader(width), storer(width), block_merger(width, lanes, depth)
-    size, loads = width * BLOCK, AHEAD * width
+    depth = parts.depth
+    load, store, merge_block = loader(width), storer(width), block_merger(width, parts.lanes, depth)
 
-    def sum_shifted(x: Floats, partial: Floats, rows: Int64, span: Int64):
-        counts = cuda.shared.array(BLOCK, float32)
-        shifts = cuda.shared.array(size, float32)
-        sums = cuda.shared.array(size, float32)
-        squares = cuda.shared.array(size, float32)
-        values = cuda.local.array(loads, float32)
-        chunk_shift = cuda.local.array(width, float32)
-        chunk_sum = cuda.local.array(width, float32)
-        chunk_square = cuda.local.array(width, float32)
-        thread = cuda.threadIdx.x
-        lane = thread % lanes
-        row = thread // lanes
-        channel = (cuda.blockIdx.y * lanes + lane) * width
-        at = index(cuda.blockIdx.x * span + row)
-        end = index(min(rows, (cuda.blockIdx.x + 1) * span))
-        if row >= depth or channel >= channels:
-            end = index(0)
-
+    @inlined
+    def sum_rows(
+        x, at, end, channel, thread, counts, shifts, sums, squares, values, chunk_shift, chunk_sum, chunk_square
+    ):
         counts[thread] = float32(0)
         while at < end:
             stop = index(min(end, at + CHUNK * depth))
@@ -170,19 +160,50 @@ def _sum_shifted(channels: int, width: int, index: Any) -> Launch:
                     squares[a] = chunk_square[j]
             counts[thread] = before + n
 
+    @inlined
+    def merge_and_store(partial, place, plane, row, channel, thread, counts, shifts, sums, squares, values):
         merge_block(thread, row, counts, shifts, sums, squares)
         if row == 0 and channel < channels:
-            blocks = cuda.gridDim.x
-            place = cuda.blockIdx.x * channels + channel
             for j in range(width):
                 values[j] = shifts[j * BLOCK + thread]
             store(partial, index(place), values)
             for j in range(width):
                 values[j] = sums[j * BLOCK + thread]
-            store(partial, index(blocks * channels + place), values)
+            store(partial, index(plane + place), values)
             for j in range(width):
                 values[j] = squares[j * BLOCK + thread]
-            store(partial, index(2 * blocks * channels + place), values)
+            store(partial, index(2 * plane + place), values)
+
+    return sum_rows, merge_and_store
+
+
+def _sum_shifted(channels: int, width: int, index: Any) -> Launch:
+    parts = Split(channels, width)
+    lanes, depth, across = parts.lanes, parts.depth, parts.across
+    sum_rows, merge_and_store = shifted_summer(channels, width, index)
+    size, loads = width * BLOCK, AHEAD * width
+
+    def sum_shifted(x: Floats, partial: Floats, rows: Int64, span: Int64):
+        counts = cuda.shared.array(BLOCK, float32)
+        shifts = cuda.shared.array(size, float32)
+        sums = cuda.shared.array(size, float32)
+        squares = cuda.shared.array(size, float32)
+        values = cuda.local.array(loads, float32)
+        chunk_shift = cuda.local.array(width, float32)
+        chunk_sum = cuda.local.array(width, float32)
+        chunk_square = cuda.local.array(width, float32)
+        thread = cuda.threadIdx.x
+        row = thread // lanes
+        channel = (cuda.blockIdx.y * lanes + thread % lanes) * width
+        at = index(cuda.blockIdx.x * span + row)
+        end = index(min(rows, (cuda.blockIdx.x + 1) * span))
+        if row >= depth or channel >= channels:
+            end = index(0)
+        sum_rows(
+            x, at, end, channel, thread, counts, shifts, sums, squares, values, chunk_shift, chunk_sum, chunk_square
+        )
+        place, plane = cuda.blockIdx.x * channels + channel, cuda.gridDim.x * channels
+        merge_and_store(partial, place, plane, row, channel, thread, counts, shifts, sums, squares, values)
 
     return Launch(
         sum_shifted,

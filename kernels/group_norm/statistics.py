@@ -15,8 +15,8 @@ from typing import Any
 from numba import cuda, float32, int64, uint32
 
 from kernels.batch_statistics import BatchStatistics
-from kernels.batchnorm.split import AHEAD, BLOCK, CHUNK, ENOUGH, Split, largest_power_below, loader, storer
-from kernels.batchnorm.statistics import block_merger, finite, merged
+from kernels.batchnorm.split import AHEAD, BLOCK, CHUNK, ENOUGH, Split, largest_power_below
+from kernels.batchnorm.statistics import block_merger, merged, shifted_summer
 from kernels.device import index_type
 from kernels.errors import ShapeError
 from kernels.group_norm.layout import (
@@ -39,10 +39,10 @@ from kernels.launch import Array, Cost, Float, Floats, Int64, Launch, Runner, bl
 
 
 def _sum_shifted(channels: int, index: Any, width: int) -> Launch:
-    """A thread sums its `width` channels chunk by chunk, each about a shift of its own; then the block merges."""
     parts = Split(channels, width)
     lanes, depth, across = parts.lanes, parts.depth, parts.across
-    load, store, merge_block, piece = loader(width), storer(width), block_merger(width, lanes, depth), piece_of(across)
+    sum_rows, merge_and_store = shifted_summer(channels, width, index)
+    piece = piece_of(across)
     size, loads = width * BLOCK, AHEAD * width
 
     def sum_shifted(x: Floats, partial: Floats, sections: Int64, section: Int64, per: Int64, span: Int64):
@@ -61,66 +61,11 @@ def _sum_shifted(channels: int, index: Any, width: int) -> Launch:
         at, end = index(first + row), index(last)
         if row >= depth or channel >= channels:
             end = index(0)
-
-        counts[thread] = float32(0)
-        while at < end:
-            stop = index(min(end, at + CHUNK * depth))
-            n = float32(0)
-            while at < stop:
-                for i in range(AHEAD):
-                    if at + i * depth < stop:
-                        load(x, index((at + i * depth) * channels + channel), values, i * width)
-                if n == float32(0):
-                    m = float32(1)
-                    for j in range(width):
-                        chunk_shift[j] = float32(0)
-                        chunk_sum[j] = float32(0)
-                        chunk_square[j] = float32(0)
-                    for i in range(1, AHEAD):
-                        if at + i * depth < stop:
-                            m += float32(1)
-                            for j in range(width):
-                                chunk_shift[j] += values[i * width + j] - values[j]
-                    for j in range(width):
-                        near = values[j] + chunk_shift[j] / m
-                        chunk_shift[j] = near if finite(near) else float32(0)
-                for i in range(AHEAD):
-                    if at + i * depth < stop:
-                        n += float32(1)
-                        for j in range(width):
-                            difference = values[i * width + j] - chunk_shift[j]
-                            chunk_sum[j] += difference
-                            chunk_square[j] += difference * difference
-                at = index(at + AHEAD * depth)
-            before = counts[thread]
-            for j in range(width):
-                a = j * BLOCK + thread
-                if before > float32(0):
-                    _, shift, total, square = merged(
-                        before, shifts[a], sums[a], squares[a], n, chunk_shift[j], chunk_sum[j], chunk_square[j]
-                    )
-                    shifts[a] = shift
-                    sums[a] = total
-                    squares[a] = square
-                else:
-                    shifts[a] = chunk_shift[j]
-                    sums[a] = chunk_sum[j]
-                    squares[a] = chunk_square[j]
-            counts[thread] = before + n
-
-        merge_block(thread, row, counts, shifts, sums, squares)
-        if row == 0 and channel < channels:
-            plane = sections * per * channels
-            place = cuda.blockIdx.x // across * channels + channel
-            for j in range(width):
-                values[j] = shifts[j * BLOCK + thread]
-            store(partial, index(place), values)
-            for j in range(width):
-                values[j] = sums[j * BLOCK + thread]
-            store(partial, index(plane + place), values)
-            for j in range(width):
-                values[j] = squares[j * BLOCK + thread]
-            store(partial, index(2 * plane + place), values)
+        sum_rows(
+            x, at, end, channel, thread, counts, shifts, sums, squares, values, chunk_shift, chunk_sum, chunk_square
+        )
+        place, plane = cuda.blockIdx.x // across * channels + channel, sections * per * channels
+        merge_and_store(partial, place, plane, row, channel, thread, counts, shifts, sums, squares, values)
 
     return Launch(
         sum_shifted,
