@@ -147,7 +147,7 @@ def test_parts_are_made_of_whole_ghost_batches(make) -> None:
     parts = trainer._parts(np.arange(12))
     assert [len(part) for part in parts] == [8, 4]
     assert np.array_equal(np.concatenate(parts), np.arange(12))
-    with pytest.raises(ConfigError, match="--accumulate 8 makes parts of 2 images, not a multiple of .* 4"):
+    with pytest.raises(ConfigError, match=r"--accumulate 8 makes parts of 2 images, not a multiple of .* 4"):
         make(ghost=4, batch_size=16, accumulate=8)
 
 
