@@ -48,7 +48,7 @@ SYNCHRONISATION = (
         " and wide(x, *others)", "",
         "batchnorm_statistics", "vector", "ordinary/2x8x16x16/offset", "MisalignedAccess"),
     Bug("second-block-of-channels-forgotten", "R3: grids of one dimension", STATISTICS,
-        "(cuda.blockIdx.y * lanes + lane) * width", "lane * width",
+        "(cuda.blockIdx.y * lanes + thread % lanes) * width", "thread % lanes * width",
         "batchnorm_statistics", "scalar", "ordinary/9x130", "DataRace"),
     Bug("barrier-dropped-in-a-tree", "R25: numba PR6127, numba's own reduction", STATISTICS,
         "            cuda.syncthreads()\n", "",
@@ -82,7 +82,7 @@ SYNCHRONISATION = (
         "sums[index(number * columns + column)]", "sums[index(column)]",
         "bias_backward", DEFAULT, "ordinary/4097x16", "DataRace"),
     Bug("race-between-blocks-in-a-device-function", "R19: pytorch#2778", STATISTICS,
-        "            place = cuda.blockIdx.x * channels + channel\n", "            place = channel\n",
+        "place, plane = cuda.blockIdx.x * channels + channel,", "place, plane = channel,",
         "batchnorm_statistics", "vector", "ordinary/8x32x32x16", "DataRace"),
 )  # fmt: skip
 
