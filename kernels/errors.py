@@ -7,6 +7,14 @@ class ShapeError(ValueError):
     """Array shapes that do not fit the operation or each other."""
 
 
+class TechniqueError(ValueError):
+    """A technique was asked for by name that cannot take these arrays."""
+
+    def __init__(self, operation: str, technique: str, why: str, instead: str) -> None:
+        super().__init__(f"{operation} cannot be computed by technique '{technique}': {why}; {instead} can take it")
+        self.operation, self.technique, self.why, self.instead = operation, technique, why, instead
+
+
 class OutOfMemoryError(MemoryError):
     """The device has no room for an array; says how much was asked for, and what to change."""
 
