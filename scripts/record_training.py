@@ -44,7 +44,7 @@ EXPERIMENTS: dict[str, tuple[list[str], range]] = {
     "fashion-mnist-resnet-20": (
         [
             *("--data", "fashion-mnist", "--model", "resnet-20", "--zero-gamma", "--epochs", "30", "--lr", "0.1"),
-            *("--crop-padding", "2"),
+            *("--crop-padding", "2", "--batch-size", "64", "--label-smoothing", "0.1"),
         ],
         range(1),
     ),
