@@ -12,11 +12,12 @@ import numpy as np
 from numba import cuda, float32, int64, uint32
 from numpy.typing import NDArray
 
+from kernels.choice import vectors
 from kernels.device import index_type, inlined, positive
 from kernels.errors import same_shape
 from kernels.intrinsics import load4, store4
 from kernels.launch import Array as DeviceArray
-from kernels.launch import Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques, wide
+from kernels.launch import Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques
 
 Array = NDArray[Any]
 BLOCK = 256
@@ -102,10 +103,11 @@ def relu_backward_vector(index: Any) -> Launch:
 def relu_forward(run: Runner, x: DeviceArray, y: DeviceArray, *, technique: str | None = None) -> None:
     """Launch on `run`. Raises ShapeError unless x and y have equal shapes.
 
-    The vector technique falls back on the scalar one where an array does not start at a multiple of 16 bytes.
+    The vector technique takes arrays that start at multiples of 16 bytes; asked for others it raises TechniqueError.
     """
     same_shape("relu_forward", x=x, y=y)
-    factory = relu_forward_vector if technique != "scalar" and wide(x, y) else relu_forward_scalar
+    vector = vectors(run, "relu_forward", technique, {}, x=x, y=y)
+    factory = relu_forward_vector if vector else relu_forward_scalar
     run(factory(index_type(x.size)), x, y, x.size)
 
 
@@ -115,5 +117,6 @@ def relu_backward(
 ) -> None:
     """Launch on `run`. Raises ShapeError unless dy, y and dx have equal shapes; techniques as in `relu_forward`."""
     same_shape("relu_backward", dy=dy, y=y, dx=dx)
-    factory = relu_backward_vector if technique != "scalar" and wide(dy, y, dx) else relu_backward_scalar
+    vector = vectors(run, "relu_backward", technique, {}, dy=dy, y=y, dx=dx)
+    factory = relu_backward_vector if vector else relu_backward_scalar
     run(factory(index_type(y.size)), dy, y, dx, y.size)

@@ -16,8 +16,9 @@ A crop of the padded image at a random place is the image shifted by -crop_paddi
 only: the same bits everywhere. The shifts and the centre are uniform, each value's probability to within 2^-32, and the
 four are independent. kernels/images.py applies them.
 
-Shapes   index (n,) int64, each at least 0; shifts (n, 2) int32, (down, right) in pixels; flips (n,) bool;
-         centres (n, 2) int32, (row, column) of cutout's square in the picture as it comes out, in [0, h) x [0, w).
+Shapes   index (n,) int64, each at least 0; epoch () uint32; shifts (n, 2) int32, (down, right) in pixels; flips (n,)
+         bool; centres (n, 2) int32, (row, column) of cutout's square in the picture as it comes out, in [0, h) x
+         [0, w).
 Traffic  reads index and writes the others once.
 Source   cutout: T. DeVries, G. Taylor, "Improved regularization of convolutional neural networks with cutout", 2017,
          arXiv:1708.04552: the centre is any pixel, so that part of the square may lie outside. Crop and flip as there.
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 from kernels.device import index_type, inlined
 from kernels.errors import ShapeError, require_shape
 from kernels.launch import Array as DeviceArray
-from kernels.launch import Bytes, Cost, Int32s, Int64, Int64s, Launch, Runner, UInt32, blocks_for, kernel
+from kernels.launch import Bytes, Cost, Int32s, Int64, Int64s, Launch, Runner, UInt32, UInt32s, blocks_for, kernel
 from kernels.random import philox4x32, seed_words
 
 BLOCK = 256
@@ -81,7 +82,7 @@ def draw_augmentation_reference(
 
 
 @kernel(
-    traffic="chosen -> shifts, flips, centres",
+    traffic="chosen, epoch -> shifts, flips, centres",
     registers=32,
     examples=[(uint32, 28, 28, 4, True), (int64, 32, 24, 0, False)],
 )
@@ -91,18 +92,18 @@ def draw_augmentation_scalar(place: Any, height: int, width: int, crop_padding: 
 
     def draw_augmentation(
         chosen: Int64s,
+        epoch: UInt32s,
         shifts: Int32s,
         flips: Bytes,
         centres: Int32s,
         n: Int64,
-        epoch: UInt32,
         seed_low: UInt32,
         seed_high: UInt32,
     ):
         i = place(cuda.blockIdx.x * BLOCK + cuda.threadIdx.x)
         if i < n:
             image = chosen[i]
-            a, b, c, d = _philox(image & 0xFFFFFFFF, image >> 32, epoch, STREAM, seed_low, seed_high)
+            a, b, c, d = _philox(image & 0xFFFFFFFF, image >> 32, epoch[0], STREAM, seed_low, seed_high)
             shifts[2 * i] = _below(a, places) - crop_padding
             shifts[2 * i + 1] = _below(b, places) - crop_padding
             flips[i] = c >> 31 if flip else 0
@@ -123,12 +124,9 @@ def draw_augmentation(
     crop_padding: int,
     flip: bool,
     seed: int,
-    epoch: int,
+    epoch: DeviceArray,
 ) -> None:
-    """Launch on `run`.
-
-    A CUDA graph keeps the numbers it was captured with. To replay one for a whole run, `epoch` would have to come from
-    device memory, as `index` does already; the others stay what they are.
+    """Launch on `run`. What changes in a run, `index` and `epoch`, is in device memory.
 
     Args:
         run: The device.
@@ -140,7 +138,7 @@ def draw_augmentation(
         crop_padding: Pixels, in [0, 2^31).
         flip: Whether every other image, by chance, is mirrored.
         seed: Of the generator; of a larger number its lower 64 bits count.
-        epoch: In [0, 2^32).
+        epoch: () uint32.
 
     Raises:
         ShapeError: An array's shape is not as above.
@@ -152,6 +150,7 @@ def draw_augmentation(
     require_shape("draw_augmentation", "shifts", shifts, (n, 2))
     require_shape("draw_augmentation", "flips", flips, (n,))
     require_shape("draw_augmentation", "centres", centres, (n, 2))
+    require_shape("draw_augmentation", "epoch", epoch, ())
     value_counts(image_size, crop_padding)
     draw = draw_augmentation_scalar(index_type(n), *image_size, crop_padding, flip)
-    run(draw, index, shifts, flips.view(np.uint8), centres, n, epoch, *seed_words(seed))
+    run(draw, index, epoch, shifts, flips.view(np.uint8), centres, n, *seed_words(seed))

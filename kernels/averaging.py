@@ -1,9 +1,9 @@
 """Weight averaging: an exponential moving average of what training visits, updated in place.
 
-    average = average + (1 - decay) * (value - average)
+    average = average + weight * (value - average)                  weight = 1 - decay
 
 Shapes   average, value: equal shapes, any number of axes. The host function takes lists of such arrays, float32 and
-         C-contiguous; its kernels are in kernels/updates.py.
+         C-contiguous; its kernels are in kernels/updates.py. weight ().
 Traffic  reads value and average once and writes average once.
 Edges    A NaN or an infinity stays in its own element.
 Source   B. Polyak, A. Juditsky, "Acceleration of stochastic approximation by averaging", SIAM J. Control Optim. 30,
@@ -17,17 +17,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.choice import vectors
+from kernels.errors import require_shape
 from kernels.launch import Array as DeviceArray
 from kernels.launch import Runner, techniques
-from kernels.updates import average_numbers, require_lists, update_tensors
+from kernels.updates import require_lists, update_tensors
 
 Array = NDArray[Any]
 
 
 @np.errstate(invalid="ignore", over="ignore")
-def moving_average_reference(average: Array, value: Array, decay: float) -> Array:
-    """The next average."""
-    return average + (1 - decay) * (value - average)
+def moving_average_reference(average: Array, value: Array, weight: Any) -> Array:
+    """The next average; `weight`, that of the new value, is 1 - decay."""
+    return average + weight * (value - average)
 
 
 @techniques("scalar", "vector")
@@ -35,18 +37,17 @@ def moving_average(
     run: Runner,
     averages: Sequence[DeviceArray],
     values: Sequence[DeviceArray],
-    decay: float,
+    weight: DeviceArray,
     *,
-    numbers: DeviceArray | None = None,
     technique: str | None = None,
 ) -> None:
-    """Launch on `run`; `numbers`, `average_numbers` in device memory, takes the place of `decay`, as for `sgd`.
+    """Launch on `run`. The weight of the new values lies in device memory, where a captured step reads it anew.
 
     Raises:
-        ShapeError: The lists do not fit each other.
-        ValueError: `decay` is not from 0 to 1.
+        ShapeError: The lists do not fit each other, or `weight` is not ().
+        TechniqueError: As for `sgd`.
     """
-    if not 0 <= decay <= 1:
-        raise ValueError(f"moving_average: decay is {decay}, expected a number from 0 to 1")
     require_lists("moving_average", {"averages": averages, "values": values})
-    update_tensors(run, [averages, values], "average", average_numbers(decay), numbers, technique)
+    require_shape("moving_average", "weight", weight, ())
+    vector = vectors(run, "moving_average", technique, {}, averages=averages, values=values)
+    update_tensors(run, [averages, values], "average", weight, vector)

@@ -10,6 +10,7 @@ Edges    Nothing here spreads a NaN to another element.
 Source   the padded tile: G. Ruetsch, P. Micikevicius, "Optimizing matrix transpose in CUDA", NVIDIA, 2009.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,11 +18,13 @@ import numpy as np
 from numba import cuda, float32, int64, uint32
 from numpy.typing import NDArray
 
+from kernels.banks import BANKS, passes
+from kernels.choice import choose, vectors
 from kernels.device import index_type
 from kernels.errors import ShapeError, require_shape
 from kernels.intrinsics import load4, store4
 from kernels.launch import Array as DeviceArray
-from kernels.launch import Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques, wide
+from kernels.launch import Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques
 
 Array = NDArray[Any]
 Shape4 = tuple[int, int, int, int]
@@ -119,11 +122,11 @@ def transpose_plain(index: Any, rows: int, columns: int) -> Launch:
 def transpose_tiled(index: Any, rows: int, columns: int) -> Launch:
     """Through a tile in shared memory: neighbouring threads read neighbours, and write neighbours.
 
-    A tile is 32 wide in both directions, or as wide as a narrower matrix and longer for it. Its rows are padded to an
-    odd pitch, so that a column of a square tile lies in 32 different banks of shared memory.
+    A tile is 32 wide in both directions, or as wide as a narrower matrix and longer for it. Its rows are padded to a
+    pitch by which threads meet in few banks of shared memory; an odd one, 33, where the tile is square.
     """
     tile_rows, tile_columns = _tile(rows, columns)
-    size, pitch = tile_rows * tile_columns, tile_columns | 1
+    size, pitch = tile_rows * tile_columns, _pitch(tile_rows, tile_columns)
     shared = tile_rows * pitch
     down, across = blocks_for(rows, tile_rows), blocks_for(columns, tile_columns)
     steps = blocks_for(size, BLOCK)
@@ -158,28 +161,28 @@ def transpose_tiled(index: Any, rows: int, columns: int) -> Launch:
 def concat(run: Runner, parts: Sequence[DeviceArray], out: DeviceArray, *, technique: str | None = None) -> None:
     """Launch on `run`, once for each part (..., c_i) of out (..., sum of c_i).
 
-    The vector technique moves the parts that lie at multiples of four channels and 16 bytes, the scalar one the others.
+    The vector technique takes parts that lie at multiples of four channels and 16 bytes. Where none is asked for by
+    name, such parts are moved by it and the others by the scalar one.
 
     Raises:
         ShapeError: The leading axes differ, or the channels do not add up.
+        TechniqueError: "vector" is asked for, and cannot take a part.
     """
     _check_parts("concat", "out", out, parts)
-    flat, start, pitch = out.reshape(-1), 0, out.shape[-1]
-    for part in parts:
-        columns = part.shape[-1]
-        _copy_columns(run, part, flat[start:], part.size, columns, columns, pitch, technique)
-        start += columns
+    pitch, pieces = out.shape[-1], _pieces(out, parts)
+    chosen = _choices(run, "concat", technique, "out", pitch, parts, pieces)
+    for part, piece, vector in zip(parts, pieces, chosen, strict=True):
+        _copy_columns(run, part, piece, part.size, part.shape[-1], part.shape[-1], pitch, vector)
 
 
 @techniques("scalar", "vector")
 def split(run: Runner, whole: DeviceArray, parts: Sequence[DeviceArray], *, technique: str | None = None) -> None:
     """Launch on `run`, once for each part; the inverse of `concat`, which see."""
     _check_parts("split", "whole", whole, parts)
-    flat, start, pitch = whole.reshape(-1), 0, whole.shape[-1]
-    for part in parts:
-        columns = part.shape[-1]
-        _copy_columns(run, flat[start:], part, part.size, columns, pitch, columns, technique)
-        start += columns
+    pitch, pieces = whole.shape[-1], _pieces(whole, parts)
+    chosen = _choices(run, "split", technique, "whole", pitch, parts, pieces)
+    for part, piece, vector in zip(parts, pieces, chosen, strict=True):
+        _copy_columns(run, piece, part, part.size, part.shape[-1], pitch, part.shape[-1], vector)
 
 
 @techniques("plain", "tiled")
@@ -187,7 +190,7 @@ def channels_first(run: Runner, x: DeviceArray, y: DeviceArray, *, technique: st
     """Launch on `run`. Raises ShapeError unless x is (n, h, w, c) and y (n, c*h*w)."""
     n, height, width, c = _image_shape("channels_first", "x", x)
     require_shape("channels_first", "y", y, (n, c * height * width))
-    _transpose(run, x, y, n, height * width, c, technique)
+    _transpose("channels_first", run, x, y, n, height * width, c, technique)
 
 
 @techniques("plain", "tiled")
@@ -195,26 +198,64 @@ def channels_last(run: Runner, x: DeviceArray, y: DeviceArray, *, technique: str
     """Launch on `run`. Raises ShapeError unless x is (n, c*h*w) and y (n, h, w, c)."""
     n, height, width, c = _image_shape("channels_last", "y", y)
     require_shape("channels_last", "x", x, (n, c * height * width))
-    _transpose(run, x, y, n, c, height * width, technique)
+    _transpose("channels_last", run, x, y, n, c, height * width, technique)
+
+
+def _pieces(whole: DeviceArray, parts: Sequence[DeviceArray]) -> list[DeviceArray]:
+    """What of the whole, taken as flat, begins where each part does."""
+    flat, start, found = whole.reshape(-1), 0, []
+    for part in parts:
+        found.append(flat[start:])
+        start += part.shape[-1]
+    return found
+
+
+def _choices(
+    run: Runner,
+    operation: str,
+    technique: str | None,
+    name: str,
+    pitch: int,
+    parts: Sequence[DeviceArray],
+    pieces: Sequence[DeviceArray],
+) -> list[bool]:
+    """Of each part whether it is moved in vectors."""
+    found, start = [], 0
+    for i, (part, piece) in enumerate(zip(parts, pieces, strict=True)):
+        columns = part.shape[-1]
+        in_fours = {f"channels of parts[{i}]": columns, "channels in all": pitch}
+        moved = {f"parts[{i}]": part, f"{name} from channel {start}": piece}
+        found.append(vectors(run, operation, technique, in_fours, **moved))
+        start += columns
+    return found
 
 
 def _copy_columns(
-    run: Runner, x: DeviceArray, y: DeviceArray, n: int, columns: int, x_pitch: int, y_pitch: int, technique: str | None
+    run: Runner, x: DeviceArray, y: DeviceArray, n: int, columns: int, x_pitch: int, y_pitch: int, vector: bool
 ) -> None:
     if n == 0:
         return
-    fours = columns % 4 == x_pitch % 4 == y_pitch % 4 == 0 and wide(x, y)
-    factory = copy_columns_vector if technique != "scalar" and fours else copy_columns_scalar
+    factory = copy_columns_vector if vector else copy_columns_scalar
     run(factory(index_type(max(x.size, y.size)), columns, x_pitch, y_pitch), x, y, n)
 
 
 def _transpose(
-    run: Runner, x: DeviceArray, y: DeviceArray, images: int, rows: int, columns: int, technique: str | None
+    operation: str,
+    run: Runner,
+    x: DeviceArray,
+    y: DeviceArray,
+    images: int,
+    rows: int,
+    columns: int,
+    technique: str | None,
 ) -> None:
+    tiled = "tiled", True, lambda: f"matrices of {rows:,}x{columns:,}, read and written in rows through shared memory"
+    # Of a single row or column nothing changes its place; a small image leaves a tile idle.
+    plain = "plain", True, lambda: f"matrices of {rows:,}x{columns:,}, too small or too narrow for tiles"
+    suited = min(rows, columns) > 1 and rows * columns >= BLOCK
+    technique = choose(run, operation, technique, (tiled, plain) if suited else (plain, tiled), x=x, y=y)
     if x.size == 0:
         return
-    if technique is None:  # of a single row or column nothing changes its place; a small image leaves a tile idle
-        technique = "tiled" if min(rows, columns) > 1 and rows * columns >= BLOCK else "plain"
     if technique == "tiled":
         run(transpose_tiled(index_type(x.size), rows, columns), x, y, images)
     else:
@@ -223,8 +264,25 @@ def _transpose(
 
 def _tile(rows: int, columns: int) -> tuple[int, int]:
     tile_columns = min(columns, 32)
-    tile_rows = min(rows, TILE // tile_columns)
-    return tile_rows, min(columns, TILE // tile_rows)
+    tile_rows = _part(rows, TILE // tile_columns)
+    return tile_rows, _part(columns, TILE // tile_rows)
+
+
+def _part(size: int, most: int) -> int:
+    """Of an axis, at most `most`: all of it, or a multiple of 8, so that no two tiles share a sector."""
+    return size if size <= most else max(most - most % 8, 1)
+
+
+@functools.cache
+def _pitch(tile_rows: int, tile_columns: int) -> int:
+    """Of a tile's rows in shared memory: the one by which neighbours along a row, then along a column, meet least."""
+    place = np.arange(tile_rows * tile_columns)
+
+    def met(pitch: int) -> int:
+        along_rows = place // tile_columns * pitch + place % tile_columns
+        return passes(along_rows) + passes(place % tile_rows * pitch + place // tile_rows)
+
+    return min(range(tile_columns, tile_columns + BANKS), key=met)
 
 
 def _check_parts(operation: str, name: str, whole: DeviceArray, parts: Sequence[DeviceArray]) -> None:

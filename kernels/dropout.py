@@ -4,7 +4,7 @@ The mask is a function of (seed, stream, call, index) alone (kernels/random.py),
 same operation on dy.
 
 Shapes   x, y: equal shapes, any number of axes; on the device float32, C-contiguous, taken as (n,). y may be x.
-Traffic  reads x and writes y once.
+Traffic  reads x and writes y once. The call lies in device memory.
 Edges    Where dropped, a NaN or an infinity becomes 0; p = 1 gives zeros.
 Source   scaled in training ("inverted"): N. Srivastava et al., "Dropout", JMLR 15, 2014, section 10.
 """
@@ -15,6 +15,7 @@ import numpy as np
 from numba import cuda, float32, int64, uint32
 from numpy.typing import NDArray
 
+from kernels.choice import vectors
 from kernels.device import index_type, inlined
 from kernels.errors import require_shape, same_shape
 from kernels.intrinsics import load4, store4
@@ -31,13 +32,12 @@ from kernels.launch import (
     blocks_for,
     kernel,
     techniques,
-    wide,
 )
 from kernels.random import dropout_keep_reference, keep_threshold, philox4x32, seed_words
 
 Array = NDArray[Any]
 BLOCK = 256
-EXAMPLES = [(uint32, False), (int64, True)]
+EXAMPLES = [(uint32,), (int64,)]
 
 _philox = inlined(philox4x32)
 
@@ -62,18 +62,17 @@ def kept(word, threshold, value, factor):
     return value * factor if (word >> 8) >= threshold else float32(0)
 
 
-@kernel(traffic="x, replays -> y", registers=40, examples=EXAMPLES)
-def dropout_scalar(index: Any, in_graph: bool) -> Launch:
+@kernel(traffic="x, call -> y", registers=40, examples=EXAMPLES)
+def dropout_scalar(index: Any) -> Launch:
     """One element a thread: it draws a block of four words and uses the one of its lane."""
 
     def dropout(
         x: Floats,
-        replays: UInt32s,
+        call: UInt32s,
         y: Floats,
         n: Int64,
         threshold: UInt32,
         factor: Float,
-        call: UInt32,
         stream: UInt32,
         seed_low: UInt32,
         seed_high: UInt32,
@@ -81,8 +80,7 @@ def dropout_scalar(index: Any, in_graph: bool) -> Launch:
         i = index(cuda.blockIdx.x * BLOCK + cuda.threadIdx.x)
         if i < n:
             block, lane = i // 4, uint32(i % 4)
-            now = uint32(call + replays[0]) if in_graph else call
-            a, b, c, d = _philox(block & 0xFFFFFFFF, block >> 32, now, stream, seed_low, seed_high)
+            a, b, c, d = _philox(block & 0xFFFFFFFF, block >> 32, call[0], stream, seed_low, seed_high)
             lower, upper = (a if lane == 0 else b), (c if lane == 2 else d)
             y[i] = kept(lower if lane < 2 else upper, threshold, x[i], factor)
 
@@ -90,22 +88,21 @@ def dropout_scalar(index: Any, in_graph: bool) -> Launch:
 
 
 @kernel(
-    traffic="x, replays -> y",
+    traffic="x, call -> y",
     registers=40,
     instructions=("LDG.E.128", "STG.E.128"),
     examples=EXAMPLES,
 )
-def dropout_vector(index: Any, in_graph: bool) -> Launch:
+def dropout_vector(index: Any) -> Launch:
     """Four elements a thread: one block of words serves all of them, one load and one store of 16 bytes move them."""
 
     def dropout(
         x: Floats,
-        replays: UInt32s,
+        call: UInt32s,
         y: Floats,
         n: Int64,
         threshold: UInt32,
         factor: Float,
-        call: UInt32,
         stream: UInt32,
         seed_low: UInt32,
         seed_high: UInt32,
@@ -113,8 +110,7 @@ def dropout_vector(index: Any, in_graph: bool) -> Launch:
         block = index(cuda.blockIdx.x * BLOCK + cuda.threadIdx.x)
         first = index(4 * block)
         if first < n:
-            now = uint32(call + replays[0]) if in_graph else call
-            a, b, c, d = _philox(block & 0xFFFFFFFF, block >> 32, now, stream, seed_low, seed_high)
+            a, b, c, d = _philox(block & 0xFFFFFFFF, block >> 32, call[0], stream, seed_low, seed_high)
             if first + 3 < n:
                 x0, x1, x2, x3 = load4(x, first)
                 y0, y1 = kept(a, threshold, x0, factor), kept(b, threshold, x1, factor)
@@ -138,15 +134,11 @@ def dropout(
     p: float,
     seed: int,
     stream: int,
-    call: int,
+    call: DeviceArray,
     *,
-    replays: DeviceArray | None = None,
     technique: str | None = None,
 ) -> None:
     """Launch on `run`.
-
-    A launch that is captured in a CUDA graph keeps its `call` for good. Given `replays`, an array in device memory, it
-    has the mask of the call `call + replays[0]` (modulo 2^32) instead, with what was last written there.
 
     Args:
         run: The device.
@@ -155,21 +147,17 @@ def dropout(
         p: The probability to be dropped.
         seed: Of the generator; of a larger number its lower 64 bits count.
         stream: The layer's, in [0, 2^32).
-        call: The draw's number, in [0, 2^32).
-        replays: (1,) uint32, how often the graph was replayed before; one array serves all layers.
-        technique: "vector" falls back on "scalar" where an array does not start at a multiple of 16 bytes.
+        call: The draw's number, () uint32 in device memory: a captured step reads there what was written last.
+        technique: "vector" takes arrays that start at multiples of 16 bytes.
 
     Raises:
-        ShapeError: x and y have different shapes, or replays is not (1,).
+        ShapeError: x and y have different shapes, or call is not ().
+        TechniqueError: "vector" is asked for, and cannot take the arrays.
         ValueError: p is not in [0, 1].
     """
     same_shape("dropout", x=x, y=y)
-    in_graph = replays is not None
-    if replays is None:
-        replays = run.empty((0,), np.uint32)  # not looked at
-    else:
-        require_shape("dropout", "replays", replays, (1,))
+    require_shape("dropout", "call", call, ())
     threshold, factor = keep_threshold(p), 0.0 if p == 1 else 1 / (1 - p)
-    factory = dropout_vector if technique != "scalar" and wide(x, y) else dropout_scalar
-    numbers = threshold, factor, call, stream, *seed_words(seed)
-    run(factory(index_type(x.size), in_graph), x, replays, y, x.size, *numbers)
+    factory = dropout_vector if vectors(run, "dropout", technique, {}, x=x, y=y) else dropout_scalar
+    numbers = threshold, factor, stream, *seed_words(seed)
+    run(factory(index_type(x.size)), x, call, y, x.size, *numbers)

@@ -12,11 +12,12 @@ import numpy as np
 from numba import cuda, int64, uint32
 from numpy.typing import NDArray
 
+from kernels.choice import vectors
 from kernels.device import index_type
 from kernels.errors import same_shape
 from kernels.intrinsics import load4, store4
 from kernels.launch import Array as DeviceArray
-from kernels.launch import Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques, wide
+from kernels.launch import Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques
 
 Array = NDArray[Any]
 BLOCK = 256
@@ -62,8 +63,8 @@ def add_vector(index: Any) -> Launch:
 def add(run: Runner, a: DeviceArray, b: DeviceArray, out: DeviceArray, *, technique: str | None = None) -> None:
     """Launch on `run`. Raises ShapeError unless a, b and out have equal shapes.
 
-    The vector technique falls back on the scalar one where an array does not start at a multiple of 16 bytes.
+    The vector technique takes arrays that start at multiples of 16 bytes; asked for others it raises TechniqueError.
     """
     same_shape("add", a=a, b=b, out=out)
-    factory = add_vector if technique != "scalar" and wide(a, b, out) else add_scalar
+    factory = add_vector if vectors(run, "add", technique, {}, a=a, b=b, out=out) else add_scalar
     run(factory(index_type(a.size)), a, b, out, a.size)

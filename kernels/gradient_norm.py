@@ -27,10 +27,11 @@ import numpy as np
 from numba import cuda, float32, int64, uint32
 from numpy.typing import NDArray
 
+from kernels.choice import vectors
 from kernels.device import index_type, inlined
 from kernels.errors import require_shape
 from kernels.intrinsics import load4, pointer_to_float32
-from kernels.launch import Addresses, Cost, Float, Floats, Int64, Int64s, Launch, Runner, kernel, techniques, wide
+from kernels.launch import Addresses, Cost, Float, Floats, Int64, Int64s, Launch, Runner, kernel, techniques
 from kernels.launch import Array as DeviceArray
 from kernels.sums import BLOCK, add_threads, sum_by_block
 from kernels.updates import CHUNK, chunks_of, update_tensors
@@ -191,9 +192,10 @@ def clip_factor() -> Launch:
 def global_norm(run: Runner, arrays: Sequence[DeviceArray], norm: DeviceArray, *, technique: str | None = None) -> None:
     """Launch on `run`. Raises ShapeError unless norm has the shape ().
 
-    The vector technique falls back on the scalar one where an array does not start at a multiple of 16 bytes.
+    The vector technique takes arrays that start at multiples of 16 bytes; asked for others it raises TechniqueError.
     """
     require_shape("global_norm", "norm", norm, ())
+    vector = vectors(run, "global_norm", technique, {}, arrays=arrays)
     sizes = tuple(int(array.size) for array in arrays)
     blocks = 0
     partial = run.empty((0,))
@@ -201,7 +203,7 @@ def global_norm(run: Runner, arrays: Sequence[DeviceArray], norm: DeviceArray, *
         chunks = chunks_of(run, sizes)
         blocks = chunks.size // 3
         partial = run.empty((3 * blocks,))
-        factory = sum_squares_vector if technique != "scalar" and wide(*arrays) else sum_squares_scalar
+        factory = sum_squares_vector if vector else sum_squares_scalar
         table = run.addresses(list(arrays))
         run(factory(index_type(max(sizes))), table, chunks, partial, blocks, sum(sizes))
     run(norm_of_squares(), partial, norm, blocks)
@@ -215,11 +217,13 @@ def clip_by_norm(
 
     Raises:
         ShapeError: norm has not the shape ().
+        TechniqueError: As for `global_norm`.
         ValueError: `max_norm` is not a number of at least 0.
     """
     if not max_norm >= 0:
         raise ValueError(f"clip_by_norm: max_norm is {max_norm}, expected a number of at least 0")
     require_shape("clip_by_norm", "norm", norm, ())
+    vector = vectors(run, "clip_by_norm", technique, {}, arrays=arrays)
     factor = run.empty((1,))
     run(clip_factor(), norm, factor, max_norm)
-    update_tensors(run, [arrays], "scale", None, factor, technique)
+    update_tensors(run, [arrays], "scale", factor, vector)

@@ -1,4 +1,4 @@
-"""Instructions that Numba has no name for: wide loads and stores, pointers from addresses, asynchronous copies.
+"""Instructions that Numba has no name for: wide accesses, pointers from addresses, asynchronous copies, release.
 
 Pointer arguments are flat pointers (`kernels.launch.Floats` and the like) or arrays in shared memory
 (`cuda.shared.array`), whose elements are 4 bytes wide; an index counts elements, over all axes of an array. Where 16
@@ -268,3 +268,38 @@ def cp_async_wait(typingctx, pending):
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
+
+
+@intrinsic
+def add_release(typingctx, x, i, value):
+    """Add to x[i], uint32 in device memory, indivisibly: red.release.gpu.add (Parallel Synchronization: red).
+
+    What the thread wrote before, and what other threads wrote before a barrier with it, is visible to a thread of any
+    block once its `load_acquire` has seen this sum. It goes with `load_acquire` and atomic updates only.
+    """
+    if x != types.CPointer(types.uint32) or not is_integer(i, value):
+        return None
+
+    def codegen(context, builder, signature, args):
+        address = _number(builder, builder.gep(args[0], [args[1]]), _GLOBAL, _I64)
+        assemble(builder, _VOID, [address, args[2]], "red.release.gpu.global.add.u32 [$0], $1;", "l,r")
+        return context.get_dummy_value()
+
+    return types.void(x, types.int64, types.uint32), codegen
+
+
+@intrinsic
+def load_acquire(typingctx, x, i):
+    """x[i], uint32 in device memory that others change: ld.acquire.gpu (Data Movement: ld); see `add_release`.
+
+    Read each time that it is called: a loop may wait on it, which one on an ordinary load must not, since the compiler
+    takes such a load out of it.
+    """
+    if x != types.CPointer(types.uint32) or not is_integer(i):
+        return None
+
+    def codegen(context, builder, signature, args):
+        address = _number(builder, builder.gep(args[0], [args[1]]), _GLOBAL, _I64)
+        return assemble(builder, _I32, [address], "ld.acquire.gpu.global.u32 $0, [$1];", "=r,l")
+
+    return types.uint32(x, types.int64), codegen

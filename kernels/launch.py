@@ -32,6 +32,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import numpy as np
 
 import kernels
+from kernels.chip import Chip
 
 Array = Any  # numpy.ndarray in the emulator, cupy.ndarray on a GPU
 Grid = int | tuple[int, ...]
@@ -221,7 +222,7 @@ def kernel(
     return decorate
 
 
-_MACHINERY = ("kernels.emulator", "kernels.run_", "kernels.driver")  # no kernels there
+_MACHINERY = ("kernels.emulator", "kernels.run_", "kernels.driver", "kernels.prepared")  # no kernels there
 
 
 def factories() -> Mapping[str, Factory]:
@@ -232,10 +233,21 @@ def factories() -> Mapping[str, Factory]:
     return {name: factory for name, factory in sorted(_factories.items()) if factory.module.startswith("kernels.")}
 
 
+class Graph(Protocol):
+    """What was captured. It holds the memory that was allocated meanwhile; what was there before, its owner keeps."""
+
+    def replay(self) -> None:
+        """Do it all again, with what lies in the same memory now."""
+
+
 class Runner(Protocol):
     """Runs kernels, and has the memory that they need for a moment. Everything happens in the order of the calls."""
 
     name: str
+
+    @property
+    def chip(self) -> Chip | None:
+        """What its GPU has; None where nothing is known of it, or there is none."""
 
     def __call__(self, kernel: Kernel, *values: Any) -> None:
         """Run `kernel` on arrays and numbers, in the order of its parameters. Raises as `Kernel.check` does."""
@@ -256,6 +268,23 @@ class Runner(Protocol):
         A kernel that gets this table may read and write these arrays (`pointer_to_float32(table[i])`), and no others.
         The caller keeps them until it has launched. The same arrays give the same table, so it is cheap in every step
         and allowed while a CUDA graph is captured. Raises as `Kernel.check` does, for an array as for an argument.
+        """
+
+    @property
+    def capturing(self) -> bool:
+        """Whether launches are being recorded at this moment, and nothing computed."""
+
+    def capture(self, function: Callable[[], Any], warm_up: int = 1) -> Graph:
+        """Record what `function()` launches, after running it `warm_up` times for real.
+
+        What differs from one replay to the next must lie in device memory. Raises RuntimeError where something is done
+        that cannot be recorded: numbers from the host, a look at an array, waiting.
+        """
+
+    def barrier(self) -> Array:
+        """(1,) uint32 in device memory, 0 at first: what `kernels.grid_barrier` counts in, and leaves ready again.
+
+        Launches that may run at the same time get numbers of their own: each stream has one, each CUDA graph another.
         """
 
 

@@ -11,7 +11,8 @@ Edges    NaN and infinity follow the sums: a row of x with a NaN makes its row o
          dw = 0.
 
 All three are one kernel, the matrix product of kernels/matmul.py with one factor transposed or none. It takes all sizes
-at run time, so every linear layer of a network runs the same few specialisations.
+at run time, so every linear layer of a network runs the same few specialisations. With precision "tf32", or technique
+"tensor_core", it is computed on tensor cores (kernels/matmul_tensor_core.py), if the factors' lines are multiples of 4.
 """
 
 from typing import Any
@@ -46,7 +47,7 @@ def linear_backward_weight_reference(x: Array, dy: Array) -> Array:
     return dy.T @ x
 
 
-@techniques("plain", "tiled")
+@techniques("plain", "tiled", "tensor_core")
 def linear_forward(
     run: Runner,
     x: DeviceArray,
@@ -55,30 +56,43 @@ def linear_forward(
     y: DeviceArray,
     *,
     technique: str | None = None,
+    precision: str = "fp32",
 ) -> None:
-    """Launch on `run`. Raises ShapeError unless the shapes are those above."""
+    """Launch on `run`. Raises ShapeError unless the shapes are those above; TechniqueError."""
     _check("linear_forward", x=x, w=w, y=y)
     if bias is not None and tuple(bias.shape) != (w.shape[0],):
         raise ShapeError(f"linear_forward: bias has shape {tuple(bias.shape)}, expected {(w.shape[0],)}")
-    product(run, x, w, bias, y, b_transposed=True, technique=technique)
+    product(run, x, w, bias, y, False, True, technique, precision, "linear_forward", ("x", "w", "y"))
 
 
-@techniques("plain", "tiled")
+@techniques("plain", "tiled", "tensor_core")
 def linear_backward_input(
-    run: Runner, dy: DeviceArray, w: DeviceArray, dx: DeviceArray, *, technique: str | None = None
+    run: Runner,
+    dy: DeviceArray,
+    w: DeviceArray,
+    dx: DeviceArray,
+    *,
+    technique: str | None = None,
+    precision: str = "fp32",
 ) -> None:
-    """Launch on `run`. Raises ShapeError unless the shapes are those above."""
+    """Launch on `run`. Raises ShapeError unless the shapes are those above; TechniqueError."""
     _check("linear_backward_input", dx=dx, w=w, dy=dy)
-    product(run, dy, w, None, dx, technique=technique)
+    product(run, dy, w, None, dx, False, False, technique, precision, "linear_backward_input", ("dy", "w", "dx"))
 
 
-@techniques("plain", "tiled")
+@techniques("plain", "tiled", "tensor_core")
 def linear_backward_weight(
-    run: Runner, x: DeviceArray, dy: DeviceArray, dw: DeviceArray, *, technique: str | None = None
+    run: Runner,
+    x: DeviceArray,
+    dy: DeviceArray,
+    dw: DeviceArray,
+    *,
+    technique: str | None = None,
+    precision: str = "fp32",
 ) -> None:
-    """Launch on `run`. Raises ShapeError unless the shapes are those above."""
+    """Launch on `run`. Raises ShapeError unless the shapes are those above; TechniqueError."""
     _check("linear_backward_weight", x=x, dw=dw, dy=dy)
-    product(run, dy, x, None, dw, a_transposed=True, technique=technique)
+    product(run, dy, x, None, dw, True, False, technique, precision, "linear_backward_weight", ("dy", "x", "dw"))
 
 
 def _check(operation: str, **arrays: DeviceArray) -> None:

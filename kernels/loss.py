@@ -30,6 +30,7 @@ import numpy as np
 from numba import cuda, float32, int64, uint32
 from numpy.typing import NDArray
 
+from kernels.choice import choose
 from kernels.device import WARP, index_type, inlined
 from kernels.errors import ShapeError, require_shape, same_shape
 from kernels.launch import Array as DeviceArray
@@ -297,6 +298,8 @@ def cross_entropy(
     if weight is not None:
         require_shape("cross_entropy", "weight", weight, (classes,))
 
+    options = ("warp", True, "32 threads for each row"), ("thread", True, "")
+    technique = choose(run, "cross_entropy", technique, options, logits=logits)
     mean, lanes, weighted = reduction == "mean", 1 if technique == "thread" else WARP, weight is not None
     weight = run.empty((0,)) if weight is None else weight
     first, divisor = run.empty((1,), np.int64), run.empty((1,))

@@ -13,11 +13,16 @@ import numpy as np
 from numba import cuda, float32, int64, uint32
 from numpy.typing import NDArray
 
+from kernels import tensor_tiles
+from kernels.choice import choose
 from kernels.columns import sum_columns
 from kernels.device import index_type, inlined
 from kernels.errors import ShapeError
 from kernels.launch import Array as DeviceArray
-from kernels.launch import Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques
+from kernels.launch import Cost, Floats, Int64, Launch, Runner, address, blocks_for, kernel, techniques, wide
+from kernels.matmul_tensor_core import matmul_tensor_core
+from kernels.tensor_tiles import CHUNK, in_order
+from kernels.tensor_tiles import NAME as TENSOR_CORE
 from kernels.tiles import LARGE, SMALL, TALL, Tile, place_of, slices_of, span_of, tile_for, tile_product
 
 Array = NDArray[Any]
@@ -132,12 +137,25 @@ def product(
     a_transposed: bool = False,
     b_transposed: bool = False,
     technique: str | None = None,
+    precision: str = "fp32",
+    operation: str = "matmul",
+    names: tuple[str, str, str] = ("a", "b", "c"),
 ) -> None:
-    """Launch c = a @ b + bias on `run`, with either factor transposed first. The shapes are the caller's to check."""
+    """Launch c = a @ b + bias on `run`, with either factor transposed first. The shapes are the caller's to check.
+
+    `operation` has the factors and the result by these `names`. Raises TechniqueError.
+    """
     m, n = c.shape
     k = a.shape[0] if a_transposed else a.shape[1]
     options = a_transposed, b_transposed, bias is not None
     given = run.empty((0,)) if bias is None else bias
+    arrays = dict(zip(names, (a, b, c), strict=True))
+    reason = _why_no_tensor_core(dict(zip(names, (a, b), strict=False)))
+    ways = in_order(precision, (TENSOR_CORE, not reason, reason or "lines in fours, aligned"), ("tiled", True, ""))
+    technique = choose(run, operation, technique, (*ways, ("plain", True, "")), **arrays)
+    if technique == TENSOR_CORE:
+        _on_tensor_cores(run, a, b, given, c, (m, n, k), options)
+        return
     if technique == "plain":
         run(matmul_plain(*options, index_type(max(m * k, k * n, m * n))), a, b, given, c, m, n, k)
         return
@@ -151,10 +169,54 @@ def product(
         sum_columns(run, target, c)
 
 
-@techniques("plain", "tiled")
-def matmul(run: Runner, a: DeviceArray, b: DeviceArray, c: DeviceArray, *, technique: str | None = None) -> None:
-    """Launch c = a @ b on `run`. Raises ShapeError unless a is (m, k), b (k, n) and c (m, n)."""
+def _why_no_tensor_core(factors: dict[str, DeviceArray]) -> str:
+    """Why these factors cannot be multiplied on tensor cores, in words; empty where they can."""
+    for name, factor in factors.items():
+        if factor.shape[1] % CHUNK:
+            return f"{name} has lines of {factor.shape[1]}, no multiple of {CHUNK}"
+        if not wide(factor):
+            return f"{name} starts at no multiple of 16 bytes"
+    return ""
+
+
+def _on_tensor_cores(
+    run: Runner,
+    a: DeviceArray,
+    b: DeviceArray,
+    bias: DeviceArray,
+    c: DeviceArray,
+    sizes: tuple[int, int, int],
+    options: tuple[bool, bool, bool],
+) -> None:
+    m, n, k = sizes
+    tile = tensor_tiles.tile_for(m, n)
+    span = tensor_tiles.span_of(k, tile.cover(m, n))
+    slices = slices_of(k, span)
+    target = c if slices == 1 else run.empty((slices, m, n))
+    in_pairs = n % 2 == 0 and address(target) % 8 == 0
+    index = index_type(max(a.size, b.size, slices * c.size))
+    run(matmul_tensor_core(tile, *options, in_pairs, index), a, b, bias, target, m, n, k, span)
+    if slices > 1:
+        sum_columns(run, target, c)
+
+
+@techniques("plain", "tiled", "tensor_core")
+def matmul(
+    run: Runner,
+    a: DeviceArray,
+    b: DeviceArray,
+    c: DeviceArray,
+    *,
+    technique: str | None = None,
+    precision: str = "fp32",
+) -> None:
+    """Launch c = a @ b on `run`; precision "tf32" takes tensor cores where the factors' lines allow it.
+
+    Raises:
+        ShapeError: Unless a is (m, k), b (k, n) and c (m, n).
+        TechniqueError: The technique cannot take these arrays.
+    """
     if not (a.ndim == b.ndim == 2 and a.shape[1] == b.shape[0] and tuple(c.shape) == (a.shape[0], b.shape[1])):
         given = ", ".join(f"{name} {tuple(array.shape)}" for name, array in {"a": a, "b": b, "c": c}.items())
         raise ShapeError(f"matmul: got {given}, expected a (m, k), b (k, n) and c (m, n)")
-    product(run, a, b, None, c, technique=technique)
+    product(run, a, b, None, c, technique=technique, precision=precision)

@@ -1,6 +1,11 @@
-"""What is counted beside the loss: correct answers, and whether numbers are finite.
+"""What is noted beside the gradient: the loss and how many answers are correct; and whether numbers are finite.
 
-Shapes   logits (n, C); targets (n,) int64; correct () int64; x any shape. On the device float32, C-contiguous.
+    append_result   losses[count] = loss, corrects[count] = rows with the largest logit at their target; count + 1
+
+A log on the device, which the host reads now and then: no step waits for it, and a captured one appends in each replay.
+
+Shapes   logits (n, C); targets (n,) int64; loss (); count () int64; losses (N,) and corrects (N,) int64 with room for
+         one more; x any shape. On the device float32, C-contiguous.
 Traffic  each reads its inputs once.
 Edges    The first of equal logits leads. A row with a NaN is not correct, nor is one whose target is no class. An empty
          array is finite.
@@ -12,11 +17,12 @@ import numpy as np
 from numba import cuda, int32, int64, uint32
 from numpy.typing import NDArray
 
+from kernels.choice import choose, vectors
 from kernels.device import WARP, index_type, inlined
 from kernels.errors import ShapeError, require_shape
 from kernels.intrinsics import load4
 from kernels.launch import Array as DeviceArray
-from kernels.launch import Cost, Floats, Int32s, Int64, Int64s, Launch, Runner, blocks_for, kernel, techniques, wide
+from kernels.launch import Cost, Floats, Int32s, Int64, Int64s, Launch, Runner, blocks_for, kernel, techniques
 
 Array = NDArray[Any]
 BLOCK = 256
@@ -25,7 +31,7 @@ INFINITY = np.float32(np.inf)
 
 
 def count_correct_reference(logits: Array, targets: NDArray[np.int64]) -> np.int64:
-    """Rows whose largest logit, the first of equals, is at their target. A row with a NaN is not correct."""
+    """By definition: rows whose largest logit, the first of equals, is at their target; none with a NaN."""
     rows = np.arange(len(logits))
     best = logits.argmax(axis=1)  # the first NaN, where there is one
     return np.int64(((best == targets) & ~np.isnan(logits[rows, best])).sum())
@@ -36,7 +42,98 @@ def all_finite_reference(x: Array) -> bool:
     return bool(np.isfinite(x).all())
 
 
-# A block counts its threads by a barrier, exactly; a second launch adds the blocks' counts.
+def append_result_reference(
+    logits: Array,
+    targets: NDArray[np.int64],
+    loss: Any,
+    count: NDArray[np.int64],
+    losses: Array,
+    corrects: NDArray[np.int64],
+) -> None:
+    """In place."""
+    losses[count], corrects[count] = loss, count_correct_reference(logits, targets)
+    count += 1
+
+
+# A block counts its threads by a barrier, exactly. A small batch is one block's; of a large one, a second launch adds
+# the blocks' counts.
+
+FEW = 512  # rows that one block looks at
+
+
+@inlined
+def _leads(logits, targets, row, lane, n, index, classes, lanes):
+    """Whether the row is correct; all lanes of a warp ask together."""
+    leads = False
+    if row < n:
+        target = targets[row]
+        if target >= 0 and target < classes:
+            start = index(row * classes)
+            best = logits[index(start + target)]
+            leads = True
+            for k in range(lane, classes, lanes):
+                value = logits[index(start + k)]
+                # Written so that a NaN on either side counts as not leading.
+                ahead = best >= value if k >= target else best > value
+                leads = leads and ahead
+            if lanes > 1:
+                leads = cuda.all_sync(0xFFFFFFFF, leads)
+    return leads
+
+
+@kernel(
+    traffic="logits, targets, loss, count -> count, losses, corrects",
+    partial="count, losses, corrects",
+    registers=40,
+    examples=[(uint32, 10), (int64, 999)],
+)
+def append_result_of_block(index: Any, classes: int) -> Launch:
+    """All of it by one block, a row a thread."""
+
+    def append_result(
+        logits: Floats, targets: Int64s, loss: Floats, count: Int64s, losses: Floats, corrects: Int64s, n: Int64
+    ):
+        correct = int64(0)
+        for first in range(0, n, BLOCK):
+            row = index(first + cuda.threadIdx.x)
+            correct += cuda.syncthreads_count(int32(_leads(logits, targets, row, 0, n, index, classes, 1)))
+        if cuda.threadIdx.x == 0:
+            place = count[0]
+            losses[place] = loss[0]
+            corrects[place] = correct
+            count[0] = place + 1
+
+    return Launch(append_result, BLOCK, lambda: 1, lambda n: Cost(4 * n * classes + 8 * n + 12, 20))
+
+
+@kernel(
+    traffic="counts, loss, count -> count, losses, corrects",
+    partial="count, losses, corrects",
+    registers=32,
+    examples=[()],
+)
+def append_result_of_blocks() -> Launch:
+    """The same from what each block has counted. One block."""
+
+    def append_result(counts: Int32s, loss: Floats, count: Int64s, losses: Floats, corrects: Int64s, n: Int64):
+        sums = cuda.shared.array(BLOCK, int64)
+        thread = cuda.threadIdx.x
+        sums[thread] = int64(0)
+        for i in range(thread, n, BLOCK):
+            sums[thread] += counts[i]
+        half = BLOCK // 2
+        while half > 0:
+            cuda.syncthreads()
+            if thread < half:
+                sums[thread] += sums[thread + half]
+            half >>= 1
+        if thread == 0:
+            place = count[0]
+            losses[place] = loss[0]
+            corrects[place] = sums[0]
+            count[0] = place + 1
+
+    return Launch(append_result, BLOCK, lambda: 1, lambda n: Cost(4 * n + 12, 20))
 
 
 @kernel(
@@ -49,20 +146,7 @@ def count_correct_rows(index: Any, classes: int, lanes: int) -> Launch:
     def count_correct_rows(logits: Floats, targets: Int64s, counts: Int32s, n: Int64):
         row = index(cuda.blockIdx.x * rows + cuda.threadIdx.x // lanes)
         lane = cuda.threadIdx.x % lanes
-        leads = False
-        if row < n:
-            target = targets[row]
-            if target >= 0 and target < classes:
-                start = index(row * classes)
-                best = logits[index(start + target)]
-                leads = True
-                for k in range(lane, classes, lanes):
-                    value = logits[index(start + k)]
-                    # Written so that a NaN on either side counts as not leading.
-                    ahead = best >= value if k >= target else best > value
-                    leads = leads and ahead
-                if lanes > 1:
-                    leads = cuda.all_sync(0xFFFFFFFF, leads)
+        leads = _leads(logits, targets, row, lane, n, index, classes, lanes)
         correct = cuda.syncthreads_count(int32(leads and lane == 0))
         if cuda.threadIdx.x == 0:
             counts[cuda.blockIdx.x] = correct
@@ -144,30 +228,54 @@ def add_counts() -> Launch:
     return Launch(add_counts, BLOCK, lambda: 1, lambda n: Cost(4 * n, 8))
 
 
-@techniques("thread", "warp")
-def count_correct(
-    run: Runner, logits: DeviceArray, targets: DeviceArray, correct: DeviceArray, *, technique: str | None = None
+@techniques("thread", "warp", "block")
+def append_result(
+    run: Runner,
+    logits: DeviceArray,
+    targets: DeviceArray,
+    loss: DeviceArray,
+    count: DeviceArray,
+    losses: DeviceArray,
+    corrects: DeviceArray,
+    *,
+    technique: str | None = None,
 ) -> None:
-    """Launch on `run`. Raises ShapeError unless the arrays fit each other."""
+    """Launch on `run`. That there is room is the caller's affair: the count lies on the device.
+
+    Up to FEW rows are one launch, of one block; more are two, by "warp". Raises ShapeError unless the arrays fit each
+    other.
+    """
     if len(logits.shape) != 2:
-        raise ShapeError(f"count_correct: logits has shape {tuple(logits.shape)}, expected (n, classes)")
+        raise ShapeError(f"append_result: logits has shape {tuple(logits.shape)}, expected (n, classes)")
     n, classes = logits.shape
-    require_shape("count_correct", "targets", targets, (n,))
-    require_shape("count_correct", "correct", correct, ())
+    require_shape("append_result", "targets", targets, (n,))
+    require_shape("append_result", "loss", loss, ())
+    require_shape("append_result", "count", count, ())
+    if len(losses.shape) != 1:
+        raise ShapeError(f"append_result: losses has shape {tuple(losses.shape)}, expected (N,)")
+    require_shape("append_result", "corrects", corrects, tuple(losses.shape))
+    block = "block", True, lambda: f"{n} rows, of which one block takes up to {FEW}"
+    warp = "warp", True, lambda: f"{n} rows, more than the {FEW} that one block takes"
+    options = (block, warp) if n <= FEW else (warp, block)
+    technique = choose(run, "append_result", technique, (*options, ("thread", True, "")), logits=logits)
+    if technique == "block":
+        one = append_result_of_block(index_type(logits.size), classes)
+        run(one, logits, targets, loss, count, losses, corrects, n)
+        return
     lanes = 1 if technique == "thread" else WARP
     blocks = blocks_for(n * lanes, BLOCK)
     counts = run.empty((blocks,), np.int32)
     run(count_correct_rows(index_type(logits.size), classes, lanes), logits, targets, counts, n)
-    run(add_counts(), counts, correct, blocks)
+    run(append_result_of_blocks(), counts, loss, count, losses, corrects, blocks)
 
 
 @techniques("scalar", "vector")
 def all_finite(run: Runner, x: DeviceArray, *, technique: str | None = None) -> bool:
     """Launch on `run` and wait for the answer.
 
-    The vector technique falls back on the scalar one where x does not start at a multiple of 16 bytes.
+    The vector technique takes an x that starts at a multiple of 16 bytes; asked for another it raises TechniqueError.
     """
-    factory = count_not_finite_vector if technique != "scalar" and wide(x) else count_not_finite_scalar
+    factory = count_not_finite_vector if vectors(run, "all_finite", technique, {}, x=x) else count_not_finite_scalar
     blocks = blocks_for(x.size, CHUNK)
     counts, total = run.empty((blocks,), np.int32), run.empty((), np.int64)
     run(factory(index_type(x.size)), x, counts, x.size)

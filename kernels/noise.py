@@ -23,11 +23,24 @@ import numpy as np
 from numba import cuda, float32, int64, uint32
 from numpy.typing import NDArray
 
+from kernels.choice import vectors
 from kernels.device import index_type, inlined
-from kernels.errors import ShapeError, same_shape
+from kernels.errors import ShapeError, require_shape, same_shape
 from kernels.intrinsics import load4, store4
 from kernels.launch import Array as DeviceArray
-from kernels.launch import Cost, Float, Floats, Int64, Launch, Runner, UInt32, blocks_for, kernel, techniques, wide
+from kernels.launch import (
+    Cost,
+    Float,
+    Floats,
+    Int64,
+    Launch,
+    Runner,
+    UInt32,
+    UInt32s,
+    blocks_for,
+    kernel,
+    techniques,
+)
 from kernels.random import philox4x32, seed_words, uniform_reference
 
 Array = NDArray[Any]
@@ -103,32 +116,32 @@ def of_lane(words, lane):
     return lower if lane < 2 else upper
 
 
-@kernel(traffic="-> factors, terms", registers=32, examples=[()])
+@kernel(traffic="call -> factors, terms", registers=32, examples=[()])
 def noise_of_channels() -> Launch:
     """What the channels draw: sigma and mu. One channel a thread."""
 
     def noise_of_channels(
-        factors: Floats, terms: Floats, channels: Int64, spread: Float, offset: Float,
-        call: UInt32, stream: UInt32, seed_low: UInt32, seed_high: UInt32,
+        call: UInt32s, factors: Floats, terms: Floats, channels: Int64, spread: Float, offset: Float,
+        stream: UInt32, seed_low: UInt32, seed_high: UInt32,
     ):  # fmt: skip
         i = uint32(cuda.blockIdx.x * BLOCK + cuda.threadIdx.x)
         if i < channels:
             block, lane = i // 4, uint32(i % 4)
-            word = of_lane(_philox(block, 0, call, stream, seed_low, seed_high), lane)
+            word = of_lane(_philox(block, 0, call[0], stream, seed_low, seed_high), lane)
             factors[i] = float32(1) + spread * uniform(word)
-            word = of_lane(_philox(block, 0, call, uint32(stream + 1), seed_low, seed_high), lane)
+            word = of_lane(_philox(block, 0, call[0], uint32(stream + 1), seed_low, seed_high), lane)
             terms[i] = offset * centred(word)
 
     return Launch(
         noise_of_channels,
         BLOCK,
         lambda channels: blocks_for(channels, BLOCK),
-        lambda channels: Cost(0, 8 * channels, 4 * channels),
+        lambda channels: Cost(4, 8 * channels, 4 * channels),
     )
 
 
 @kernel(
-    traffic="x, factors, terms -> y",
+    traffic="x, call, factors, terms -> y",
     registers=32,
     examples=[(5, True, uint32), (64, False, uint32), (17, True, int64)],
 )
@@ -136,17 +149,17 @@ def noise_scalar(channels: int, forward: bool, index: Any) -> Launch:
     """One element a thread: it draws blocks of four words and uses the one of its lane."""
 
     def noise(
-        x: Floats, factors: Floats, terms: Floats, y: Floats, n: Int64, jitter: Float,
-        call: UInt32, stream: UInt32, seed_low: UInt32, seed_high: UInt32,
+        x: Floats, call: UInt32s, factors: Floats, terms: Floats, y: Floats, n: Int64, jitter: Float,
+        stream: UInt32, seed_low: UInt32, seed_high: UInt32,
     ):  # fmt: skip
         i = index(cuda.blockIdx.x * BLOCK + cuda.threadIdx.x)
         if i < n:
             block, lane, channel = i // 4, uint32(i % 4), uint32(i % channels)
             low, high = block & 0xFFFFFFFF, block >> 32
-            word = of_lane(_philox(low, high, call, uint32(stream + 2), seed_low, seed_high), lane)
+            word = of_lane(_philox(low, high, call[0], uint32(stream + 2), seed_low, seed_high), lane)
             value = (factors[channel] + jitter * centred(word)) * x[i]
             if forward:
-                word = of_lane(_philox(low, high, call, uint32(stream + 3), seed_low, seed_high), lane)
+                word = of_lane(_philox(low, high, call[0], uint32(stream + 3), seed_low, seed_high), lane)
                 value += terms[channel] + jitter * centred(word)
             y[i] = value
 
@@ -154,7 +167,7 @@ def noise_scalar(channels: int, forward: bool, index: Any) -> Launch:
 
 
 @kernel(
-    traffic="x, factors, terms -> y",
+    traffic="x, call, factors, terms -> y",
     registers=40,
     instructions=WIDE,
     examples=[(4, True, uint32), (64, False, uint32), (64, True, int64)],
@@ -163,20 +176,20 @@ def noise_vector(channels: int, forward: bool, index: Any) -> Launch:
     """Four elements a thread: a block of words serves all of them, 16 bytes move them. Channels by fours."""
 
     def noise(
-        x: Floats, factors: Floats, terms: Floats, y: Floats, n: Int64, jitter: Float,
-        call: UInt32, stream: UInt32, seed_low: UInt32, seed_high: UInt32,
+        x: Floats, call: UInt32s, factors: Floats, terms: Floats, y: Floats, n: Int64, jitter: Float,
+        stream: UInt32, seed_low: UInt32, seed_high: UInt32,
     ):  # fmt: skip
         block = index(cuda.blockIdx.x * BLOCK + cuda.threadIdx.x)
         first = index(4 * block)
         if first < n:
             low, high, channel = block & 0xFFFFFFFF, block >> 32, uint32(first % channels)
-            a, b, c, d = _philox(low, high, call, uint32(stream + 2), seed_low, seed_high)
+            a, b, c, d = _philox(low, high, call[0], uint32(stream + 2), seed_low, seed_high)
             x0, x1, x2, x3 = load4(x, first)
             s0, s1, s2, s3 = load4(factors, channel)
             y0, y1 = (s0 + jitter * centred(a)) * x0, (s1 + jitter * centred(b)) * x1
             y2, y3 = (s2 + jitter * centred(c)) * x2, (s3 + jitter * centred(d)) * x3
             if forward:
-                a, b, c, d = _philox(low, high, call, uint32(stream + 3), seed_low, seed_high)
+                a, b, c, d = _philox(low, high, call[0], uint32(stream + 3), seed_low, seed_high)
                 m0, m1, m2, m3 = load4(terms, channel)
                 y0, y1 = y0 + (m0 + jitter * centred(a)), y1 + (m1 + jitter * centred(b))
                 y2, y3 = y2 + (m2 + jitter * centred(c)), y3 + (m3 + jitter * centred(d))
@@ -199,14 +212,13 @@ def noise_forward(
     jitter: float,
     seed: int,
     stream: int,
-    call: int,
+    call: DeviceArray,
     *,
     technique: str | None = None,
 ) -> None:
     """Two launches on `run`: what the channels draw, then the elements.
 
-    The vector technique falls back on the scalar one where c is no multiple of 4 or an array does not start at a
-    multiple of 16 bytes. In a CUDA graph, `call` would have to come from device memory, as in `dropout`.
+    The vector technique takes arrays that start at multiples of 16 bytes, with channels in multiples of 4.
 
     Args:
         run: The device.
@@ -217,15 +229,16 @@ def noise_forward(
         jitter: How far an element's numbers are from those of its channel at most, at least 0.
         seed: Of the generator; of a larger number its lower 64 bits count.
         stream: The first of four, in [0, 2^32 - 3).
-        call: The draw's number, in [0, 2^32).
+        call: The draw's number, () uint32 in device memory, as in `dropout`.
         technique: See above.
 
     Raises:
-        ShapeError: x and y have different shapes, or no channels.
+        ShapeError: x and y have different shapes or no channels, or call is not ().
+        TechniqueError: "vector" is asked for, and cannot take the arrays.
         ValueError: offset, scale or jitter is too small, or not finite.
     """
     same_shape("noise_forward", x=x, y=y)
-    _noise("noise_forward", run, x, y, (offset, scale, jitter), True, (call, stream, *seed_words(seed)), technique)
+    _noise("noise_forward", run, x, y, (offset, scale, jitter), True, call, (stream, *seed_words(seed)), technique)
 
 
 @techniques("scalar", "vector")
@@ -237,13 +250,13 @@ def noise_backward(
     jitter: float,
     seed: int,
     stream: int,
-    call: int,
+    call: DeviceArray,
     *,
     technique: str | None = None,
 ) -> None:
     """Launch on `run`, with the numbers that forward had; dx may be dy. Otherwise as `noise_forward`."""
     same_shape("noise_backward", dy=dy, dx=dx)
-    _noise("noise_backward", run, dy, dx, (0.0, scale, jitter), False, (call, stream, *seed_words(seed)), technique)
+    _noise("noise_backward", run, dy, dx, (0.0, scale, jitter), False, call, (stream, *seed_words(seed)), technique)
 
 
 def _noise(
@@ -253,6 +266,7 @@ def _noise(
     y: DeviceArray,
     noise: tuple[float, float, float],
     forward: bool,
+    call: DeviceArray,
     numbers: tuple[int, ...],
     technique: str | None,
 ) -> None:
@@ -262,9 +276,11 @@ def _noise(
         raise ShapeError(
             f"{operation}: an array has shape {tuple(x.shape)}, expected (..., c) with at least one channel"
         )
+    require_shape(operation, "call", call, ())
     channels = int(x.shape[-1])
+    moved: dict[str, DeviceArray] = {"x": x, "y": y} if forward else {"dy": x, "dx": y}
+    vector = vectors(run, operation, technique, {"channels": channels}, **moved)
     factors, terms = run.empty((channels,)), run.empty((channels,))
-    run(noise_of_channels(), factors, terms, channels, scale - 1, offset, *numbers)
-    fours = channels % 4 == 0 and wide(x, y, factors, terms)
-    factory = noise_vector if technique != "scalar" and fours else noise_scalar
-    run(factory(channels, forward, index_type(x.size)), x, factors, terms, y, x.size, jitter, *numbers)
+    run(noise_of_channels(), call, factors, terms, channels, scale - 1, offset, *numbers)
+    factory = noise_vector if vector else noise_scalar
+    run(factory(channels, forward, index_type(x.size)), x, call, factors, terms, y, x.size, jitter, *numbers)

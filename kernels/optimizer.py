@@ -28,9 +28,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.choice import vectors
+from kernels.errors import require_shape
 from kernels.launch import Array as DeviceArray
 from kernels.launch import Runner, techniques
-from kernels.updates import adam_numbers, require_lists, sgd_numbers, update_tensors
+from kernels.updates import ADAM_NUMBERS, SGD_NUMBERS, adam_numbers, require_lists, update_tensors
 
 Array = NDArray[Any]
 
@@ -54,7 +56,6 @@ def sgd_reference(
     return value - lr * direction, velocity
 
 
-@np.errstate(invalid="ignore", over="ignore", divide="ignore")
 def adam_reference(
     value: Array,
     grad: Array,
@@ -68,16 +69,22 @@ def adam_reference(
     weight_decay: float,
     decoupled: bool,
 ) -> tuple[Array, Array, Array]:
-    """The next (value, first_moment, second_moment). `step` counts from 1; `decoupled` is AdamW's weight decay."""
-    if decoupled:
-        value = value - lr * weight_decay * value
-    else:
-        grad = grad + weight_decay * value
-    first_moment = beta1 * first_moment + (1 - beta1) * grad
-    second_moment = beta2 * second_moment + (1 - beta2) * grad**2
-    mean = first_moment / (1 - beta1**step)
-    mean_square = second_moment / (1 - beta2**step)
-    return value - lr * mean / (np.sqrt(mean_square) + eps), first_moment, second_moment
+    """The next (value, first_moment, second_moment); step counts from 1. `decoupled` is AdamW."""
+    numbers = adam_numbers(step, lr, beta1, beta2, eps, weight_decay, decoupled)
+    return adam_by_numbers_reference(value, grad, first_moment, second_moment, numbers)
+
+
+@np.errstate(invalid="ignore", over="ignore", divide="ignore")
+def adam_by_numbers_reference(
+    value: Array, grad: Array, first_moment: Array, second_moment: Array, numbers: Array
+) -> tuple[Array, Array, Array]:
+    """The same, given `adam_numbers`: rate is lr / (1 - beta1^t), scale 1 / sqrt(1 - beta2^t)."""
+    decay, shrink, beta1, new1, beta2, new2, rate, scale, eps = numbers.tolist()
+    value = value * shrink
+    grad = grad + decay * value
+    first_moment = beta1 * first_moment + new1 * grad
+    second_moment = beta2 * second_moment + new2 * grad**2
+    return value - rate * first_moment / (np.sqrt(second_moment) * scale + eps), first_moment, second_moment
 
 
 @techniques("scalar", "vector")
@@ -86,31 +93,26 @@ def sgd(
     values: Sequence[DeviceArray],
     grads: Sequence[DeviceArray],
     velocities: Sequence[DeviceArray],
-    lr: float,
-    momentum: float,
-    weight_decay: float,
+    numbers: DeviceArray,
     nesterov: bool,
     *,
-    numbers: DeviceArray | None = None,
     technique: str | None = None,
 ) -> None:
     """Launch on `run`; `velocities` is empty when momentum is 0.
 
-    With `numbers`, `sgd_numbers` in device memory, lr, momentum and weight_decay are read from there when the kernel
-    runs, so a captured step sees what was copied into it last. The vector technique falls back on the scalar one where
-    an array does not start at a multiple of 16 bytes.
+    `numbers` (3,) float32, those of `sgd_numbers`, lie in device memory: a captured step sees what was written there
+    last. The vector technique takes arrays that start at multiples of 16 bytes.
 
     Raises:
-        ShapeError: The lists do not fit each other.
-        ValueError: There is momentum and no velocities.
+        ShapeError: The lists do not fit each other, or `numbers` is not (3,).
+        TechniqueError: "vector" is asked for, and cannot take the arrays.
     """
-    if momentum and values and not len(velocities):
-        raise ValueError(f"sgd: momentum is {momentum} and velocities is empty; give one for each of values")
     lists = {"values": values, "grads": grads} | ({"velocities": velocities} if len(velocities) else {})
-    host = sgd_numbers(lr, momentum, weight_decay)
     rule = "sgd" if not len(velocities) else "nesterov" if nesterov else "momentum"
     require_lists("sgd", lists)
-    update_tensors(run, list(lists.values()), rule, host, numbers, technique)
+    require_shape("sgd", "numbers", numbers, (SGD_NUMBERS,))
+    vector = vectors(run, "sgd", technique, {}, **lists)
+    update_tensors(run, list(lists.values()), rule, numbers, vector)
 
 
 @techniques("scalar", "vector")
@@ -120,26 +122,17 @@ def adam(
     grads: Sequence[DeviceArray],
     first_moments: Sequence[DeviceArray],
     second_moments: Sequence[DeviceArray],
-    step: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    decoupled: bool,
+    numbers: DeviceArray,
     *,
-    numbers: DeviceArray | None = None,
     technique: str | None = None,
 ) -> None:
-    """Launch on `run`; `numbers`, `adam_numbers` in device memory, takes the place of all from `step` on, as for `sgd`.
+    """Launch on `run`; `numbers` (9,) float32, those of `adam_numbers`, lie in device memory, as for `sgd`.
 
     Raises:
-        ShapeError: The lists do not fit each other.
-        ValueError: `step` is not at least 1, or a beta not in [0, 1).
+        ShapeError: The lists do not fit each other, or `numbers` is not (9,).
     """
-    if step < 1 or not (0 <= beta1 < 1 and 0 <= beta2 < 1):
-        raise ValueError(f"adam: step {step}, beta1 {beta1}, beta2 {beta2}; expected a step from 1, betas in [0, 1)")
     lists = {"values": values, "grads": grads, "first_moments": first_moments, "second_moments": second_moments}
-    host = adam_numbers(step, lr, beta1, beta2, eps, weight_decay, decoupled)
     require_lists("adam", lists)
-    update_tensors(run, list(lists.values()), "adam", host, numbers, technique)
+    require_shape("adam", "numbers", numbers, (ADAM_NUMBERS,))
+    vector = vectors(run, "adam", technique, {}, **lists)
+    update_tensors(run, list(lists.values()), "adam", numbers, vector)

@@ -5,6 +5,7 @@ run in order with everything else that CuPy does there. No launch waits for the 
 """
 
 import contextlib
+import functools
 import importlib
 import os
 from collections import OrderedDict
@@ -13,12 +14,29 @@ from typing import Any
 
 import numpy as np
 
+from kernels.chip import Chip
+from kernels.choice import Listener
 from kernels.compile_cache import CompileCache, default_folder
 from kernels.driver import CudaCore, CupyDriver, Driver, Start
 from kernels.errors import OutOfMemoryError
 from kernels.launch import Array, Cost, Factory, Float, Floats, Int32, Int64, Kernel, Launch, Promises, addresses_of
+from kernels.prepared import Prepared
 
 TABLES = 256  # of addresses that are kept
+
+
+class _Forks:
+    """How many processes this one was forked through: to compare it is cheaper than to ask for the process's number."""
+
+    count = 0
+
+    def add(self) -> None:
+        self.count += 1
+
+
+_forks = _Forks()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forks.add)
 
 
 class GpuRunner:
@@ -30,6 +48,7 @@ class GpuRunner:
         capability: (9, 0) for Hopper.
         driver: How it launches.
         cache: Compiled kernels.
+        on_choice: Told of each choice of a technique (kernels/choice.py); None by default.
     """
 
     name = "cuda"
@@ -63,23 +82,30 @@ class GpuRunner:
         self.cache = CompileCache(default_folder()) if cache is None else cache
         capability = cupy.cuda.Device(self.device).compute_capability  # "90", "120"
         self.capability = int(capability[:-1]), int(capability[-1])
+        self.on_choice: Listener | None = None
         self._ndarray = cupy.ndarray
-        self._process = os.getpid()
-        self._loaded: dict[Kernel, Start] = {}
+        self._forks = _forks.count
+        self._prepared: dict[Kernel, Prepared] = {}
+        self._current_stream, self._current_device = cupy.cuda.get_current_stream, cupy.cuda.runtime.getDevice
         self._tables: OrderedDict[tuple[int, ...], Array] = OrderedDict()
+        self._barriers: dict[int, Array] = {}  # by stream
         with cupy.cuda.Device(self.device):
             self._aside = cupy.cuda.Stream(non_blocking=True)
             self.driver = self._choose(drivers or (CudaCore, lambda: CupyDriver(cupy)))
 
     def __call__(self, kernel: Kernel, *values: Any) -> None:
         """Launch `kernel`. Raises as `Kernel.check` does, and ValueError for an array on another GPU."""
-        arguments = self._arguments(kernel, values)
-        grid = kernel.grid(values)
+        prepared = self._prepared.get(kernel)
+        if prepared is None:
+            prepared = self._prepared[kernel] = Prepared(kernel)
+        grid, arguments = self._arguments(prepared, values)
         if 0 in grid:
             return
         self._check_here()
-        start = self._loaded.get(kernel) or self._load(kernel)
-        stream = self.cupy.cuda.get_current_stream()
+        start = prepared.start
+        if start is None:
+            start = prepared.start = self._load(kernel)
+        stream = self._current_stream()
         start(grid, stream, arguments)
         if self.wait:
             try:
@@ -117,6 +143,23 @@ class GpuRunner:
         self._tables.move_to_end(found)
         return table
 
+    @functools.cached_property
+    def chip(self) -> Chip | None:
+        """What the GPU says of itself; None of one on which blocks cannot wait for each other."""
+        has = getattr(self.cupy.cuda.Device(self.device), "attributes", {})
+        if not has.get("CooperativeLaunch"):
+            return None
+        names = "MultiProcessorCount", "MaxSharedMemoryPerBlockOptin", "MaxRegistersPerMultiprocessor"
+        return Chip(*(int(has[name]) for name in names)) if all(name in has for name in names) else None
+
+    def barrier(self) -> Array:
+        """The current stream's number for barriers of the grid, or that of the graph that is being captured on it."""
+        self._check_here()
+        handle = self.cupy.cuda.get_current_stream().ptr
+        if handle not in self._barriers:
+            self._barriers[handle] = self._to_device_now(np.zeros(1, np.uint32))
+        return self._barriers[handle]
+
     def synchronize(self) -> None:
         """Wait until the current stream has done all that it was given; errors of launches appear here."""
         self._check_here()
@@ -137,6 +180,7 @@ class GpuRunner:
         before, stream, pool = cuda.get_current_stream(), cuda.Stream(non_blocking=True), cuda.MemoryPool()
         self.cupy.get_default_memory_pool().free_all_blocks()  # the graph has a pool of its own
         stream.wait_event(before.record())
+        self._barriers.pop(stream.ptr, None)  # of a stream before that was called the same
         try:
             with cuda.using_allocator(pool.malloc), stream:
                 for _ in range(warm_up):
@@ -152,7 +196,12 @@ class GpuRunner:
                 graph = stream.end_capture()
         finally:
             before.wait_event(stream.record())
-        return Graph(graph, (self, pool, *self._tables.values()))
+        return Graph(graph, (self, pool, *self._tables.values(), self._barriers.pop(stream.ptr, None)))
+
+    @property
+    def capturing(self) -> bool:
+        """Whether the current stream is being captured."""
+        return bool(self._current_stream().is_capturing())
 
     def describe(self) -> str:
         """The GPU and how kernels get there, for people."""
@@ -160,25 +209,23 @@ class GpuRunner:
         name = name.decode() if isinstance(name, bytes) else name
         return f"{name} (sm_{self.capability[0]}{self.capability[1]}), launches by {self.driver.name}"
 
-    def _arguments(self, kernel: Kernel, values: Sequence[Any]) -> list[Any]:
-        """As the driver takes them: pointers as integers, numbers as NumPy scalars."""
+    def _arguments(self, prepared: Prepared, values: Sequence[Any]) -> tuple[tuple[int, int, int], list[Any]]:
+        """The grid, and arguments as the driver takes them: pointers as integers, numbers as NumPy scalars."""
+        kernel, ndarray, device = prepared.kernel, self._ndarray, self.device
         if len(values) != len(kernel.parameters):
-            kernel.check(values, self._ndarray)
-        arguments: list[Any] = []
-        for (name, parameter), value in zip(kernel.parameters.items(), values, strict=True):
-            if not parameter.is_pointer:
-                arguments.append(parameter.number(value))
-                continue
-            if not (  # what is always so, in little time
-                isinstance(value, self._ndarray)
-                and value.dtype == parameter.dtype
-                and value.flags.c_contiguous
-                and value.data.device_id == self.device
-            ):
-                kernel.check(values, self._ndarray)
-                self._check_device(value, f"{kernel.name}: {name}")
-            arguments.append(value.data.ptr)
-        return arguments
+            kernel.check(values, ndarray)
+        grid, arguments = prepared.numbers(values)
+        for i, dtype in prepared.pointers:
+            value = values[i]
+            if type(value) is ndarray and value.dtype is dtype and value.flags.c_contiguous:
+                memory = value.data
+                if memory.device_id == device:  # what is always so, in little time
+                    arguments[i] = memory.ptr
+                    continue
+            kernel.check(values, ndarray)
+            self._check_device(value, f"{kernel.name}: {list(kernel.parameters)[i]}")
+            arguments[i] = value.data.ptr
+        return grid, arguments
 
     def _check_device(self, array: Array, what: str) -> None:
         if array.data.device_id != self.device and array.size:
@@ -186,18 +233,17 @@ class GpuRunner:
 
     def _check_here(self) -> None:
         """CUDA does not survive a fork, and launches go to the device that is current."""
-        if os.getpid() != self._process:
+        if self._forks != _forks.count:
             raise RuntimeError(
                 "this process was forked from one that uses the GPU, where CUDA cannot work: start it with "
                 "multiprocessing's 'spawn' method"
             )
-        current = self.cupy.cuda.runtime.getDevice()
+        current = self._current_device()
         if current != self.device:
             raise RuntimeError(f"GPU {current} is current in CuPy, expected GPU {self.device}: use cupy.cuda.Device")
 
     def _load(self, kernel: Kernel) -> Start:
-        start = self._loaded[kernel] = self.driver.load(kernel, self.cache.get(kernel, self.capability), self.device)
-        return start
+        return self.driver.load(kernel, self.cache.get(kernel, self.capability), self.device)
 
     def _to_device(self, host: np.ndarray) -> Array:
         try:
@@ -208,16 +254,20 @@ class GpuRunner:
     def _make_table(self, host: np.ndarray) -> Array:
         """It is waited for, so that it is there for launches on any stream."""
         self._check_here()
-        stream = self.cupy.cuda.get_current_stream()
-        if stream.is_capturing():  # the copy must happen now, not in each replay
-            stream = self._aside
-        elif len(self._tables) >= TABLES:
+        if len(self._tables) >= TABLES and not self.cupy.cuda.get_current_stream().is_capturing():
             self.cupy.cuda.runtime.deviceSynchronize()  # a launch may still read the oldest
             self._tables.popitem(last=False)
+        return self._to_device_now(host)
+
+    def _to_device_now(self, host: np.ndarray) -> Array:
+        """A copy that is there when this returns, and that no replay of a graph makes again."""
+        stream = self.cupy.cuda.get_current_stream()
+        if stream.is_capturing():
+            stream = self._aside
         with stream:
-            table = self._to_device(host)
+            array = self._to_device(host)
         stream.synchronize()
-        return table
+        return array
 
     def _choose(self, drivers: Sequence[Callable[[], Driver]]) -> Driver:
         """The first that runs a small kernel right."""
@@ -236,7 +286,7 @@ class GpuRunner:
 
     def _try(self, start: Start, small: Kernel) -> None:
         x, y = self.cupy.asarray(np.array([1, 2, 3], np.float32)), self.cupy.zeros(4, np.float32)
-        start((1, 1, 1), self.cupy.cuda.get_current_stream(), self._arguments(small, (x, y, 0.5, 10, 3)))
+        start((1, 1, 1), self.cupy.cuda.get_current_stream(), self._arguments(Prepared(small), (x, y, 0.5, 10, 3))[1])
         result = self.cupy.asnumpy(y).tolist()
         if result != [10.5, 11.0, 11.5, 0.0]:
             raise RuntimeError(f"a small kernel computed {result}")

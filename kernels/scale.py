@@ -22,11 +22,12 @@ import numpy as np
 from numba import cuda, float32, int64, uint32
 from numpy.typing import NDArray
 
+from kernels.choice import vectors
 from kernels.device import index_type
 from kernels.errors import require_shape, same_shape
 from kernels.intrinsics import load4, store4
 from kernels.launch import Array as DeviceArray
-from kernels.launch import Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques, wide
+from kernels.launch import Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques
 from kernels.sums import BLOCK, add_partial_sums, add_threads
 
 Array = NDArray[Any]
@@ -143,11 +144,12 @@ def scale_forward(
     """Launch on `run`. Raises ShapeError unless x and y have equal shapes and factor the shape ().
 
     The factor is read when the kernel runs, so a captured step sees what training has made of it. The vector technique
-    falls back on the scalar one where an array does not start at a multiple of 16 bytes.
+    takes arrays that start at multiples of 16 bytes; asked for others it raises TechniqueError.
     """
     same_shape("scale_forward", x=x, y=y)
     require_shape("scale_forward", "factor", factor, ())
-    factory = scale_forward_vector if technique != "scalar" and wide(x, y) else scale_forward_scalar
+    vector = vectors(run, "scale_forward", technique, {}, x=x, y=y)
+    factory = scale_forward_vector if vector else scale_forward_scalar
     run(factory(index_type(x.size)), x, factor, y, x.size)
 
 
@@ -166,7 +168,8 @@ def scale_backward(
     same_shape("scale_backward", x=x, dy=dy, dx=dx)
     require_shape("scale_backward", "factor", factor, ())
     require_shape("scale_backward", "dfactor", dfactor, ())
-    factory = scale_backward_vector if technique != "scalar" and wide(x, dy, dx) else scale_backward_scalar
+    vector = vectors(run, "scale_backward", technique, {}, x=x, dy=dy, dx=dx)
+    factory = scale_backward_vector if vector else scale_backward_scalar
     partial = run.empty((blocks_for(x.size, CHUNK),))
     run(factory(index_type(x.size)), x, dy, factor, dx, partial, x.size)
     run(add_partial_sums(), partial, dfactor, partial.size)

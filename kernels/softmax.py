@@ -5,7 +5,8 @@
 
 Shapes   x, y, dy, dx: equal shapes (..., c), taken as rows of c; on the device float32, C-contiguous. Backward takes
          forward's output y, not its input.
-Traffic  reads x, or dy and y, once and writes y or dx once; the later looks at a row find it in cache.
+Traffic  reads x, or dy and y, once and writes y or dx once; of rows of more than HELD elements, the later looks find
+         them in cache.
 Edges    Logits of any finite size are safe. At -inf softmax is 0 and log_softmax -inf. A row with NaN or +inf, or of
          nothing but -inf, is NaN throughout. Backward is the formula above, by which an infinity or a NaN in a
          row of dy or y spreads over the row's dx (all PyTorch's rules).
@@ -28,7 +29,15 @@ from kernels.reductions import INFINITY, add, rounded, warp_max, warp_sum
 Array = NDArray[Any]
 BLOCK = 256
 ROWS = BLOCK // WARP  # of a block
-EXAMPLES = [(uint32, 10, False), (uint32, 10, True), (int64, 1000, False), (int64, 1000, True)]
+HELD = 512  # elements of a row that a warp keeps in registers, at most: 16 a lane
+EXAMPLES = [
+    (uint32, 10, False),
+    (uint32, 10, True),
+    (uint32, HELD, False),
+    (uint32, HELD, True),
+    (int64, 1000, False),
+    (int64, 1000, True),
+]
 
 
 @np.errstate(invalid="ignore", over="ignore", divide="ignore")
@@ -66,31 +75,44 @@ def _shifted(x: Array) -> Array:
 # `log` says which of the two functions it is.
 
 
-@kernel(traffic="x -> y", registers=40, examples=EXAMPLES)
+@kernel(traffic="x -> y", registers=48, examples=EXAMPLES)
 def softmax_forward_rows(index: Any, columns: int, log: bool) -> Launch:
     """Three looks at a row: its largest element, the sum, the result."""
+    steps, held = blocks_for(columns, WARP), columns <= HELD
+    size = steps if held else 1
 
     def softmax_forward(x: Floats, y: Floats, n: Int64):
         row = index(cuda.blockIdx.x * ROWS + cuda.threadIdx.x // WARP)
         lane = cuda.threadIdx.x % WARP
+        values = cuda.local.array(size, float32)
         if row < n:
             start = index(row * columns)
             largest = -INFINITY
-            for k in range(lane, columns, WARP):
-                value = x[index(start + k)]
-                largest = value if value > largest else largest  # a NaN is passed over, and shows in the sum
+            for step in range(steps):
+                k = lane + step * WARP
+                if k < columns:
+                    value = x[index(start + k)]
+                    largest = value if value > largest else largest  # a NaN is passed over, and shows in the sum
+                    if held:
+                        values[step] = value
             largest = warp_max(largest)
 
             total, lost = float32(0), float32(0)
-            for k in range(lane, columns, WARP):
-                total, lost = add(total, lost, math.exp(x[index(start + k)] - largest))
+            for step in range(steps):
+                k = lane + step * WARP
+                if k < columns:
+                    value = values[step] if held else x[index(start + k)]
+                    total, lost = add(total, lost, math.exp(value - largest))
             total, lost = warp_sum(total, lost)
 
             by = math.log(total + lost) if log else total + lost
-            for k in range(lane, columns, WARP):
-                i = index(start + k)
-                shifted = x[i] - largest  # the logarithm is never added to the largest: it would be lost there
-                y[i] = shifted - by if log else math.exp(shifted) / by
+            for step in range(steps):
+                k = lane + step * WARP
+                if k < columns:
+                    i = index(start + k)
+                    value = values[step] if held else x[i]
+                    shifted = value - largest  # the logarithm is never added to the largest: it would be lost there
+                    y[i] = shifted - by if log else math.exp(shifted) / by
 
     def cost(n: int) -> Cost:
         return Cost(4 * n * columns, 4 * n * columns, 6 * n * columns)
@@ -98,24 +120,40 @@ def softmax_forward_rows(index: Any, columns: int, log: bool) -> Launch:
     return Launch(softmax_forward, BLOCK, lambda n: blocks_for(n, ROWS), cost)
 
 
-@kernel(traffic="dy, y -> dx", registers=40, examples=EXAMPLES)
+@kernel(traffic="dy, y -> dx", registers=80, examples=EXAMPLES)
 def softmax_backward_rows(index: Any, columns: int, log: bool) -> Launch:
     """Two looks at a row: the sum, the result."""
+    steps, held = blocks_for(columns, WARP), columns <= HELD
+    size = steps if held else 1
 
     def softmax_backward(dy: Floats, y: Floats, dx: Floats, n: Int64):
         row = index(cuda.blockIdx.x * ROWS + cuda.threadIdx.x // WARP)
         lane = cuda.threadIdx.x % WARP
+        gradients = cuda.local.array(size, float32)
+        outputs = cuda.local.array(size, float32)
         if row < n:
             start = index(row * columns)
             total, lost = float32(0), float32(0)
-            for k in range(lane, columns, WARP):
-                i = index(start + k)
-                total, lost = add(total, lost, dy[i] if log else dy[i] * y[i])
+            for step in range(steps):
+                k = lane + step * WARP
+                if k < columns:
+                    i = index(start + k)
+                    gradient = dy[i]
+                    if held:
+                        gradients[step] = gradient
+                        outputs[step] = y[i]
+                    if not log:
+                        gradient *= outputs[step] if held else y[i]
+                    total, lost = add(total, lost, gradient)
             total, lost = warp_sum(total, lost)
             common = rounded(total, lost)
-            for k in range(lane, columns, WARP):
-                i = index(start + k)
-                dx[i] = dy[i] - math.exp(y[i]) * common if log else y[i] * (dy[i] - common)
+            for step in range(steps):
+                k = lane + step * WARP
+                if k < columns:
+                    i = index(start + k)
+                    gradient = gradients[step] if held else dy[i]
+                    output = outputs[step] if held else y[i]
+                    dx[i] = gradient - math.exp(output) * common if log else output * (gradient - common)
 
     def cost(n: int) -> Cost:
         return Cost(8 * n * columns, 4 * n * columns, 4 * n * columns)

@@ -135,14 +135,18 @@ def mma_f16(typingctx, a, b, c):
 
 @intrinsic
 def to_tf32(typingctx, x):
-    """The bits (uint32) of x rounded to TF32, 10 bits of fraction, to nearest, ties away from 0: cvt.rna.tf32.f32."""
-    if x != types.float32:
+    """The bits (uint32) of x rounded to TF32, 10 bits of fraction, to nearest, ties away from 0: cvt.rna.tf32.f32.
+
+    x is a float32, or its bits as uint32, such as ldmatrix gives.
+    """
+    if x not in (types.float32, types.uint32):
         return None
 
     def codegen(context, builder, signature, args):
-        return assemble(builder, _I32, args, "cvt.rna.tf32.f32 $0, $1;", "=r,f", effect=False)
+        value = builder.bitcast(args[0], _F32)
+        return assemble(builder, _I32, [value], "cvt.rna.tf32.f32 $0, $1;", "=r,f", effect=False)
 
-    return types.uint32(types.float32), codegen
+    return types.uint32(x), codegen
 
 
 def _pack(kind):

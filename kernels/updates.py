@@ -18,34 +18,38 @@ from numpy.typing import NDArray
 from kernels.device import index_type, inlined
 from kernels.errors import ShapeError
 from kernels.intrinsics import load4, pointer_to_float32, store4
-from kernels.launch import Addresses, Cost, Floats, Int64, Int64s, Launch, Runner, kernel, wide
+from kernels.launch import Addresses, Cost, Floats, Int64, Int64s, Launch, Runner, kernel
 from kernels.launch import Array as DeviceArray
 
 BLOCK = 256
 CHUNK = 16 * BLOCK  # elements that a block updates
 
 
-# Numbers. What changes from step to step lies in device memory, so that the replay of a CUDA graph reads new values.
-# Each is formed in float64 and rounded once: 1 - beta of a beta near 1 would keep few digits in float32.
+# Numbers. They change from step to step, so a rule reads them in device memory, where the replay of a CUDA graph finds
+# new values. They are formed in float64 and rounded once, on their way to the device: 1 - beta of a beta near 1 would
+# keep few digits in float32.
+
+SGD_NUMBERS, ADAM_NUMBERS = 3, 9
 
 
-def sgd_numbers(lr: float, momentum: float, weight_decay: float) -> NDArray[np.float32]:
-    """What SGD's rules read, float32."""
-    return np.array([lr, momentum, weight_decay], np.float32)
+def sgd_numbers(lr: float, momentum: float, weight_decay: float) -> NDArray[np.float64]:
+    """What SGD's rules read, (3,)."""
+    return np.array([lr, momentum, weight_decay])
 
 
 def adam_numbers(
     step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool
-) -> NDArray[np.float32]:
-    """What Adam's rule reads, float32. `step` counts from 1."""
+) -> NDArray[np.float64]:
+    """What Adam's rule reads, (9,). `step` counts from 1.
+
+    Raises:
+        ValueError: `step` is not at least 1, or a beta not in [0, 1).
+    """
+    if step < 1 or not (0 <= beta1 < 1 and 0 <= beta2 < 1):
+        raise ValueError(f"adam: step {step}, beta1 {beta1}, beta2 {beta2}; expected a step from 1, betas in [0, 1)")
     decay, shrink = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
     rate, scale = lr / (1 - beta1**step), (1 - beta2**step) ** -0.5
-    return np.array([decay, shrink, beta1, 1 - beta1, beta2, 1 - beta2, rate, scale, eps], np.float32)
-
-
-def average_numbers(decay: float) -> NDArray[np.float32]:
-    """What a moving average's rule reads, float32: the weight of the new value."""
-    return np.array([1 - decay], np.float32)
+    return np.array([decay, shrink, beta1, 1 - beta1, beta2, 1 - beta2, rate, scale, eps])
 
 
 @inlined
@@ -271,22 +275,19 @@ def update_tensors(
     run: Runner,
     lists: Sequence[Sequence[DeviceArray]],
     rule: str,
-    host: NDArray[np.float32] | None,
-    numbers: DeviceArray | None,
-    technique: str | None,
+    numbers: DeviceArray,
+    vector: bool,
 ) -> None:
     """Launch a rule on `run`; `lists` are as many as its arrays, and fit each other.
 
-    The rule reads `numbers`, in device memory, or where that is None a copy of `host`. The vector technique falls back
-    on the scalar one where an array does not start at a multiple of 16 bytes.
+    `vector` needs arrays that start at multiples of 16 bytes: whoever calls has chosen (kernels/choice.py).
     """
     sizes = tuple(int(value.size) for value in lists[0])
     if not sum(sizes):
         return
     everything = [array for arrays in lists for array in arrays]
-    factory = update_tensors_vector if technique != "scalar" and wide(*everything) else update_tensors_scalar
+    factory = update_tensors_vector if vector else update_tensors_scalar
     chunks = chunks_of(run, sizes)
-    numbers = run.upload(host) if numbers is None else numbers  # type: ignore[arg-type]  # then there is a host
     run(
         factory(index_type(max(sizes)), rule),
         run.addresses(everything), chunks, numbers, len(sizes), chunks.size // 3, sum(sizes),

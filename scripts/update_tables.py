@@ -20,6 +20,9 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from minidl.data import load
+from minidl.lab.bench import read as read_bench
+from minidl.lab.bench import tables
+from minidl.lab.bench.plot import draw_ratios
 from minidl.nn.conventions import page as conventions
 from minidl.training.curves import draw_curves
 
@@ -30,6 +33,9 @@ PICTURE = ROOT / "docs" / "images" / "batchnorm.svg"
 RESNET = ROOT / "docs" / "images" / "fashion-mnist-resnet-20.svg"
 DIGIT = ROOT / "docs" / "images" / "digit.png"
 CONVENTIONS = ROOT / "docs" / "batchnorm-conventions.md"
+BENCH_RECORDS = ROOT / "docs" / "results" / "bench.jsonl"
+PERFORMANCE = ROOT / "docs" / "performance.md"
+DEVICES = {"cpu": "CPU", "gpu": "GPU"}
 NOT_YET = "not yet recorded"
 
 Record = dict[str, Any]
@@ -68,6 +74,10 @@ GPU_PARTS: dict[str, tuple[str, Callable[[Record], str]]] = {
             f"{run['experiment']}, seed {run['summary']['seed']}: {run['summary']['test_accuracy']:.2%}"
             for run in row["runs"]
         ),
+    ),
+    "bench": (
+        "times and errors beside PyTorch's",
+        lambda row: f"{row['timed']} rows in [performance.md](performance.md)",
     ),
 }
 
@@ -135,6 +145,35 @@ def _seconds(rows: list[Record]) -> str:
     return f"{mean(row['wall_seconds'] for row in rows):.1f} s"
 
 
+def bench_rows(device: str) -> list[Record]:
+    """What was timed on the machine of that kind that was recorded last."""
+    return tables.of_device(read_bench(BENCH_RECORDS), device)
+
+
+def ratios_picture(device: str) -> Path:
+    """Where the picture of a device's ratios is."""
+    return ROOT / "docs" / "images" / f"performance-{device}.svg"
+
+
+def bench_summary(device: str) -> str:
+    """Conditions, geometric means, and the picture."""
+    rows = bench_rows(device)
+    picture = f"![ratios, {DEVICES[device]}](images/performance-{device}.svg)"
+    drawn = ["", picture] if any(row.get("peers") for row in rows) else []
+    lines = [tables.conditions(rows), "", *tables.summary(rows)] if rows else [tables.conditions(rows)]
+    return "\n".join(lines + drawn)
+
+
+def bench_tables(device: str) -> dict[str, tuple[Path, Callable[[], str]]]:
+    """The blocks of docs/performance.md about a device."""
+    return {
+        f"{device}-summary": (PERFORMANCE, lambda: bench_summary(device)),
+        f"{device}-steps": (PERFORMANCE, lambda: "\n".join(tables.steps(bench_rows(device)))),
+        f"{device}-shapes": (PERFORMANCE, lambda: "\n".join(tables.shapes(bench_rows(device)))),
+        f"{device}-accuracy": (PERFORMANCE, lambda: "\n".join(tables.accuracy(bench_rows(device)))),
+    }
+
+
 def draw_picture() -> None:
     """Fashion-MNIST with and without batch normalization: test accuracy and training loss after each epoch."""
     style: Any = {"svg.hashsalt": "minidl", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
@@ -174,6 +213,8 @@ TABLES = {
     "frameworks": (CONVENTIONS, conventions.table),
     "notes": (CONVENTIONS, conventions.notes),
     "sources": (CONVENTIONS, conventions.sources),
+    **bench_tables("cpu"),
+    **bench_tables("gpu"),
 }
 
 
@@ -193,12 +234,15 @@ def main() -> None:
                 page.write_text(new, encoding="utf-8")
     if check and stale:
         sys.exit(f"not what docs/results/ says: {', '.join(stale)}; run python scripts/update_tables.py")
-    missing = [picture.name for picture in (PICTURE, RESNET, DIGIT) if not picture.exists()]
+    drawn = [ratios_picture(device) for device in DEVICES if any(row.get("peers") for row in bench_rows(device))]
+    missing = [picture.name for picture in (PICTURE, RESNET, DIGIT, *drawn) if not picture.exists()]
     if check and missing:
         sys.exit(f"not drawn: {', '.join(missing)}; run python scripts/update_tables.py")
     if not check:
         PICTURE.parent.mkdir(parents=True, exist_ok=True)
         draw_digit()
+        for device, title in DEVICES.items():
+            draw_ratios(bench_rows(device), ratios_picture(device), f"{title}: minidl beside PyTorch")
         if read("fashion-mnist-5"):
             draw_picture()
         for row in read("fashion-mnist-resnet-20"):

@@ -1,22 +1,26 @@
 """Batch normalization: statistics of a batch, their use, the gradients and the running estimates.
 
 In the order to read them: reference.py (the definition), split.py (which thread has which rows and channels),
-statistics.py, apply.py, gradient_sums.py, backward.py, running.py.
+statistics.py, apply.py, gradient_sums.py, backward.py, running.py; then what does the same in one launch where a batch
+fits on the chip: residency.py, persistent.py, persistent_backward.py.
 """
 
 from kernels.batch_statistics import BatchStatistics
 from kernels.batchnorm.apply import batchnorm_add_relu_apply, batchnorm_apply
 from kernels.batchnorm.backward import batchnorm_add_relu_backward, batchnorm_backward
+from kernels.batchnorm.persistent import batchnorm_forward
 from kernels.batchnorm.reference import (
     batchnorm_add_relu_apply_reference,
     batchnorm_add_relu_backward_reference,
     batchnorm_apply_reference,
     batchnorm_backward_reference,
+    batchnorm_forward_reference,
     batchnorm_running_statistics_reference,
     batchnorm_statistics_reference,
     batchnorm_update_running_reference,
+    cumulative_weight_reference,
 )
-from kernels.batchnorm.running import batchnorm_running_statistics, batchnorm_update_running
+from kernels.batchnorm.running import batchnorm_running_statistics, batchnorm_update_running, cumulative_weight
 from kernels.batchnorm.statistics import batchnorm_statistics
 
 __all__ = [
@@ -29,10 +33,14 @@ __all__ = [
     "batchnorm_apply_reference",
     "batchnorm_backward",
     "batchnorm_backward_reference",
+    "batchnorm_forward",
+    "batchnorm_forward_reference",
     "batchnorm_running_statistics",
     "batchnorm_running_statistics_reference",
     "batchnorm_statistics",
     "batchnorm_statistics_reference",
     "batchnorm_update_running",
     "batchnorm_update_running_reference",
+    "cumulative_weight",
+    "cumulative_weight_reference",
 ]

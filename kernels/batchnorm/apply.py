@@ -4,7 +4,9 @@
     then max(y, 0) for a ReLU, or max(y + residual, 0) at the end of a residual block
 
 Shapes   x, residual, y (..., c) float32, C-contiguous, taken as (rows, c); all others (c,).
-Traffic  x (and residual) once, y once.
+Traffic  x (and residual) once, y once. The rows are visited in the reverse of the order in which the statistics' first
+         launch read them, so what it read last comes from L2, and nothing that is still there is driven out first
+         (`Split.way_back`). No bit depends on that order.
 Edges    NaN passes the ReLU.
 """
 
@@ -17,7 +19,7 @@ from kernels.batchnorm.split import AHEAD, BLOCK, Split, loader, require_channel
 from kernels.device import index_type, inlined, positive
 from kernels.errors import same_shape
 from kernels.intrinsics import fma
-from kernels.launch import Array, Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques
+from kernels.launch import Array, Cost, Floats, Int64, Launch, Runner, kernel, techniques
 
 BLOCKS = 2048  # that a grid has if each thread has no more than MOST rows: one or two rounds of a large GPU
 MOST = 16  # rows of a thread: they share what it reads of its channels
@@ -33,12 +35,12 @@ def normalized(x, shift, delta, scale, beta):
 
 def _apply(channels: int, affine: bool, relu: bool, index: Any, width: int) -> Launch:
     parts = Split(channels, width)
-    lanes, depth, across = parts.lanes, parts.depth, parts.across
+    lanes, depth, group = parts.lanes, parts.depth, AHEAD * parts.depth
     load, store, loads = loader(width), storer(width), AHEAD * width
 
     def apply(
         x: Floats, shift: Floats, delta: Floats, inv_std: Floats, gamma: Floats, beta: Floats, y: Floats,
-        rows: Int64, span: Int64,
+        rows: Int64, stretch: Int64, groups: Int64,
     ):  # fmt: skip
         values = cuda.local.array(loads, float32)
         result = cuda.local.array(width, float32)
@@ -60,9 +62,10 @@ def _apply(channels: int, affine: bool, relu: bool, index: Any, width: int) -> L
             else:
                 for j in range(width):
                     offset[j] = float32(0)
-            at = index(cuda.blockIdx.x * span + row)
-            end = index(min(rows, (cuda.blockIdx.x + 1) * span))
-            while at < end:
+            first = cuda.blockIdx.x * stretch + (cuda.gridDim.z - 1 - cuda.blockIdx.z) * groups * group + row
+            end = index(min(rows, (cuda.blockIdx.x + 1) * stretch))
+            for k in range(groups):
+                at = index(first + (groups - 1 - k) * group)
                 for i in range(AHEAD):
                     if at + i * depth < end:
                         load(x, index((at + i * depth) * channels + channel), values, i * width)
@@ -72,24 +75,23 @@ def _apply(channels: int, affine: bool, relu: bool, index: Any, width: int) -> L
                             value = normalized(values[i * width + j], near[j], rest[j], scale[j], offset[j])
                             result[j] = positive(value) if relu else value
                         store(y, index((at + i * depth) * channels + channel), result)
-                at = index(at + AHEAD * depth)
 
     return Launch(
         apply,
         BLOCK,
-        lambda rows, span: (blocks_for(rows, span), across),
+        parts.grid_back,
         lambda rows: Cost(4 * rows * channels + 20 * channels, 4 * rows * channels, 4 * rows * channels),
     )
 
 
 def _add_relu_apply(channels: int, affine: bool, index: Any, width: int) -> Launch:
     parts = Split(channels, width)
-    lanes, depth, across = parts.lanes, parts.depth, parts.across
+    lanes, depth, group = parts.lanes, parts.depth, AHEAD * parts.depth
     load, store, loads = loader(width), storer(width), AHEAD * width
 
     def add_relu_apply(
         x: Floats, residual: Floats, shift: Floats, delta: Floats, inv_std: Floats, gamma: Floats, beta: Floats,
-        y: Floats, rows: Int64, span: Int64,
+        y: Floats, rows: Int64, stretch: Int64, groups: Int64,
     ):  # fmt: skip
         values = cuda.local.array(loads, float32)
         others = cuda.local.array(loads, float32)
@@ -112,9 +114,10 @@ def _add_relu_apply(channels: int, affine: bool, index: Any, width: int) -> Laun
             else:
                 for j in range(width):
                     offset[j] = float32(0)
-            at = index(cuda.blockIdx.x * span + row)
-            end = index(min(rows, (cuda.blockIdx.x + 1) * span))
-            while at < end:
+            first = cuda.blockIdx.x * stretch + (cuda.gridDim.z - 1 - cuda.blockIdx.z) * groups * group + row
+            end = index(min(rows, (cuda.blockIdx.x + 1) * stretch))
+            for k in range(groups):
+                at = index(first + (groups - 1 - k) * group)
                 for i in range(AHEAD):
                     if at + i * depth < end:
                         load(x, index((at + i * depth) * channels + channel), values, i * width)
@@ -125,12 +128,11 @@ def _add_relu_apply(channels: int, affine: bool, index: Any, width: int) -> Laun
                             value = normalized(values[i * width + j], near[j], rest[j], scale[j], offset[j])
                             result[j] = positive(value + others[i * width + j])
                         store(y, index((at + i * depth) * channels + channel), result)
-                at = index(at + AHEAD * depth)
 
     return Launch(
         add_relu_apply,
         BLOCK,
-        lambda rows, span: (blocks_for(rows, span), across),
+        parts.grid_back,
         lambda rows: Cost(8 * rows * channels + 20 * channels, 4 * rows * channels, 5 * rows * channels),
     )
 
@@ -193,20 +195,19 @@ def batchnorm_apply(
 ) -> None:
     """Normalize x into y; max(y, 0) where `relu`. gamma and beta (c,) or both None. Launch on `run`.
 
-    The vector technique falls back on the scalar one where c is no multiple of 4 or an array no multiple of 16 bytes.
-
     Raises:
         ShapeError: y is not of x's shape, or another array not (c,).
         TypeError: Only one of gamma and beta is given.
+        TechniqueError: "vector" is asked for, and c is no multiple of 4 or an array starts at no multiple of 16 bytes.
     """
     operation = "batchnorm_apply"
     rows = require_channels(operation, x, **statistics._asdict(), gamma=gamma, beta=beta)
     same_shape(operation, x=x, y=y)
     affine, parameters = is_affine(operation, gamma, beta, statistics)
-    parts = split(x, technique, y, *mean_and_scale(statistics), *parameters)
+    parts = split(run, operation, technique, x, y=y, **read(statistics), gamma=gamma, beta=beta)
     factory = batchnorm_apply_vector if parts.width == 4 else batchnorm_apply_scalar
     chosen = factory(parts.channels, affine, relu, index_type(x.size))
-    run(chosen, x, *mean_and_scale(statistics), *parameters, y, rows, parts.span(rows, BLOCKS, MOST))
+    run(chosen, x, *mean_and_scale(statistics), *parameters, y, rows, *parts.way_back(rows, BLOCKS, MOST))
 
 
 @techniques("scalar", "vector")
@@ -226,15 +227,20 @@ def batchnorm_add_relu_apply(
     rows = require_channels(operation, x, **statistics._asdict(), gamma=gamma, beta=beta)
     same_shape(operation, x=x, residual=residual, y=y)
     affine, parameters = is_affine(operation, gamma, beta, statistics)
-    parts = split(x, technique, residual, y, *mean_and_scale(statistics), *parameters)
+    parts = split(run, operation, technique, x, residual=residual, y=y, **read(statistics), gamma=gamma, beta=beta)
     factory = batchnorm_add_relu_apply_vector if parts.width == 4 else batchnorm_add_relu_apply_scalar
     chosen = factory(parts.channels, affine, index_type(x.size))
-    run(chosen, x, residual, *mean_and_scale(statistics), *parameters, y, rows, parts.span(rows, BLOCKS, MOST))
+    run(chosen, x, residual, *mean_and_scale(statistics), *parameters, y, rows, *parts.way_back(rows, BLOCKS, MOST))
 
 
 def mean_and_scale(statistics: BatchStatistics) -> tuple[Array, Array, Array]:
     """What of the statistics normalization reads: shift, delta and inv_std."""
     return statistics.shift, statistics.delta, statistics.inv_std
+
+
+def read(statistics: BatchStatistics) -> dict[str, Array]:
+    """The same by name."""
+    return dict(zip(("shift", "delta", "inv_std"), mean_and_scale(statistics), strict=True))
 
 
 def is_affine(

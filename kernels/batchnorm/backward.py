@@ -15,7 +15,9 @@ place of dy and y.
 
 Shapes   x, y, dy, dx, dresidual (..., c) float32, C-contiguous, taken as (rows, c); all others (c,).
 Traffic  x and dy twice, dx once; with a residual x twice, dy and y once, dresidual written once and read once, dx once.
-         Through fixed statistics without gamma and beta: dy once (and x once for a ReLU's mask), dx once.
+         Through fixed statistics without gamma and beta: dy once (and x once for a ReLU's mask), dx once. The last
+         launch visits the rows in the reverse of the first one's order, so what that read last comes from L2
+         (`Split.way_back`); no bit depends on it. persistent_backward.py reads x and dy once.
 Edges    A NaN or an infinity poisons its own channel and no other. No rows: dgamma = dbeta = 0.
 """
 
@@ -25,7 +27,7 @@ from numba import cuda, float32, int64, uint32
 
 from kernels.activation import passed
 from kernels.batch_statistics import BatchStatistics
-from kernels.batchnorm.apply import BLOCKS, MOST, is_affine, mean_and_scale, normalized
+from kernels.batchnorm.apply import BLOCKS, MOST, is_affine, mean_and_scale, normalized, read
 from kernels.batchnorm.gradient_sums import (
     batchnorm_finish_gradients,
     batchnorm_mask_and_sum_gradients_scalar,
@@ -33,22 +35,28 @@ from kernels.batchnorm.gradient_sums import (
     batchnorm_sum_gradients_scalar,
     batchnorm_sum_gradients_vector,
 )
+from kernels.batchnorm.persistent_backward import (
+    batchnorm_backward_persistent_scalar,
+    batchnorm_backward_persistent_vector,
+)
+from kernels.batchnorm.residency import Residency, numbers, resident, why_resident
 from kernels.batchnorm.split import AHEAD, BLOCK, ENOUGH, Split, loader, require_channels, split, storer
+from kernels.choice import Option, choose
 from kernels.device import index_type
 from kernels.errors import same_shape
-from kernels.launch import Array, Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques
+from kernels.launch import Array, Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques, wide
 
 
 def _backward(channels: int, affine: bool, training: bool, relu: bool, index: Any, width: int) -> Launch:
     """A thread reads what it needs to know of its `width` channels, then walks down its rows: x and dy in, dx out."""
     parts = Split(channels, width)
-    lanes, depth, across = parts.lanes, parts.depth, parts.across
+    lanes, depth, group = parts.lanes, parts.depth, AHEAD * parts.depth
     load, store, loads = loader(width), storer(width), AHEAD * width
     reads = 8 if training or relu else 4
 
     def backward(
         x: Floats, dy: Floats, shift: Floats, delta: Floats, inv_std: Floats, gamma: Floats, beta: Floats,
-        mean_g: Floats, slope: Floats, dx: Floats, rows: Int64, span: Int64,
+        mean_g: Floats, slope: Floats, dx: Floats, rows: Int64, stretch: Int64, groups: Int64,
     ):  # fmt: skip
         values = cuda.local.array(loads, float32)
         gradients = cuda.local.array(loads, float32)
@@ -77,9 +85,10 @@ def _backward(channels: int, affine: bool, training: bool, relu: bool, index: An
             if training:
                 load(mean_g, channel, mean, 0)
                 load(slope, channel, factor, 0)
-            at = index(cuda.blockIdx.x * span + row)
-            end = index(min(rows, (cuda.blockIdx.x + 1) * span))
-            while at < end:
+            first = cuda.blockIdx.x * stretch + (cuda.gridDim.z - 1 - cuda.blockIdx.z) * groups * group + row
+            end = index(min(rows, (cuda.blockIdx.x + 1) * stretch))
+            for k in range(groups):
+                at = index(first + (groups - 1 - k) * group)
                 for i in range(AHEAD):
                     if at + i * depth < end:
                         load(dy, index((at + i * depth) * channels + channel), gradients, i * width)
@@ -95,12 +104,11 @@ def _backward(channels: int, affine: bool, training: bool, relu: bool, index: An
                                 g = (g - mean[j]) - ((values[i * width + j] - near[j]) - rest[j]) * factor[j]
                             result[j] = scale[j] * g
                         store(dx, index((at + i * depth) * channels + channel), result)
-                at = index(at + AHEAD * depth)
 
     return Launch(
         backward,
         BLOCK,
-        lambda rows, span: (blocks_for(rows, span), across),
+        parts.grid_back,
         lambda rows: Cost(reads * rows * channels + 28 * channels, 4 * rows * channels, 7 * rows * channels),
     )
 
@@ -135,7 +143,7 @@ def batchnorm_backward_vector(channels: int, affine: bool, training: bool, relu:
     return _backward(channels, affine, training, relu, index, 4)
 
 
-@techniques("scalar", "vector")
+@techniques("scalar", "vector", "persistent")
 def batchnorm_backward(
     run: Runner,
     x: Array,
@@ -153,26 +161,45 @@ def batchnorm_backward(
 ) -> None:
     """dx, and dgamma and dbeta where they are wanted; through the batch's statistics where `training`.
 
-    Three launches on `run`, or one where no sums are needed. The vector technique falls back on the scalar one where c
-    is no multiple of 4 or an array no multiple of 16 bytes.
+    Three launches on `run`; one where x and dy fit on the chip of its GPU ("persistent", persistent_backward.py) or
+    where no sums are needed, so that every technique reads everything once and "persistent" is as good as any.
 
     Raises:
         ShapeError: dy and dx are not of x's shape, or another array not (c,).
         TypeError: Only one of gamma and beta is given.
+        TechniqueError: "persistent" is asked for, and x and dy do not fit; or "vector", and c is no multiple of 4 or an
+            array starts at no multiple of 16 bytes.
     """
     operation = "batchnorm_backward"
     channels = {"gamma": gamma, "beta": beta, "dgamma": dgamma, "dbeta": dbeta}
     rows = require_channels(operation, x, **statistics._asdict(), **channels)
     same_shape(operation, x=x, dy=dy, dx=dx)
     affine, parameters = is_affine(operation, gamma, beta, statistics)
-    parts = split(x, technique, dy, dx, *mean_and_scale(statistics), *parameters)
+    wants_sums = training or dgamma is not None or dbeta is not None
+    others = {"dy": dy, "dx": dx, **read(statistics), "gamma": gamma, "beta": beta}
+    if wants_sums and rows and (technique == "persistent" or (technique is None and numbers(run) is not None)):
+        aligned = dy, dx, *mean_and_scale(statistics), *parameters
+        found = resident(run, x, *aligned, tensors=2)
+        options: tuple[Option, ...] = (
+            ("persistent", found is not None, lambda: why_resident(run, x, found, "x and dy")),
+            ("vector", x.shape[-1] % 4 == 0 and wide(x, *aligned), ""),
+            ("scalar", True, ""),
+        )
+        chosen = choose(run, operation, technique, options, x=x, **others)
+        if chosen == "persistent" and found is not None:
+            gradients, modes = (dx, dgamma, dbeta), (affine, training, relu)
+            _launch_persistent(run, found, x, dy, statistics, parameters, gradients, modes)
+            return
+        parts = Split(int(x.shape[-1]), 4 if chosen == "vector" else 1)
+    else:  # without sums nothing is read twice, so there is nothing to hold
+        parts = split(run, operation, None if technique == "persistent" else technique, x, **others)
     subtracted = statistics.inv_std, statistics.inv_std  # not read
-    if training or dgamma is not None or dbeta is not None:
+    if wants_sums:
         span = parts.span(rows, ENOUGH, rows)
         partial = run.empty((2, blocks_for(rows, span), parts.channels))
         factory = batchnorm_sum_gradients_vector if parts.width == 4 else batchnorm_sum_gradients_scalar
-        chosen = factory(parts.channels, affine, relu, index_type(x.size))
-        run(chosen, x, dy, *mean_and_scale(statistics), *parameters, partial, rows, span)
+        first = factory(parts.channels, affine, relu, index_type(x.size))
+        run(first, x, dy, *mean_and_scale(statistics), *parameters, partial, rows, span)
         subtracted = _finish(run, partial, statistics, dgamma, dbeta, rows)
     _launch_backward(run, parts, x, dy, statistics, parameters, subtracted, dx, (affine, training, relu))
 
@@ -204,7 +231,8 @@ def batchnorm_add_relu_backward(
     rows = require_channels(operation, x, **statistics._asdict(), gamma=gamma, dgamma=dgamma, dbeta=dbeta)
     same_shape(operation, x=x, y=y, dy=dy, dx=dx, dresidual=dresidual)
     affine, parameters = is_affine(operation, gamma, gamma, statistics)  # beta is in y; here it is not read
-    parts = split(x, technique, y, dy, dx, dresidual, *mean_and_scale(statistics), *parameters)
+    arrays = {"y": y, "dy": dy, "dx": dx, "dresidual": dresidual, **read(statistics), "gamma": gamma}
+    parts = split(run, operation, technique, x, **arrays)
     span = parts.span(rows, ENOUGH, rows)
     partial = run.empty((2, blocks_for(rows, span), parts.channels))
     wide = parts.width == 4
@@ -228,6 +256,26 @@ def _finish(
     return mean_g, slope
 
 
+def _launch_persistent(
+    run: Runner,
+    found: Residency,
+    x: Array,
+    dy: Array,
+    statistics: BatchStatistics,
+    parameters: tuple[Array, Array],
+    gradients: tuple[Array, Array | None, Array | None],
+    options: tuple[bool, bool, bool],
+) -> None:
+    parts, kept, span = found
+    rows, channels = x.size // parts.channels, parts.channels
+    factory = batchnorm_backward_persistent_vector if parts.width == 4 else batchnorm_backward_persistent_scalar
+    chosen = factory(channels, *options, kept, index_type(x.size))
+    dx, dgamma, dbeta = gradients
+    dgamma, dbeta = (run.empty((channels,)) if array is None else array for array in (dgamma, dbeta))
+    arrays = x, dy, *mean_and_scale(statistics), *parameters, dgamma, dbeta, dx
+    run(chosen, *arrays, run.empty((2, blocks_for(rows, span), channels)), run.barrier(), rows, span)
+
+
 def _launch_backward(
     run: Runner,
     parts: Split,
@@ -243,4 +291,4 @@ def _launch_backward(
     factory = batchnorm_backward_vector if parts.width == 4 else batchnorm_backward_scalar
     chosen = factory(parts.channels, *options, index_type(x.size))
     arrays = x, dy, *mean_and_scale(statistics), *parameters, *subtracted, dx
-    run(chosen, *arrays, rows, parts.span(rows, BLOCKS, MOST))
+    run(chosen, *arrays, rows, *parts.way_back(rows, BLOCKS, MOST))

@@ -43,6 +43,40 @@ def block_adder(width: int, lanes: int, depth: int) -> Any:
     return add_block
 
 
+def blocks_adder(lanes: int, depth: int) -> Any:
+    """A device function that adds what `blocks` blocks have stored, (2, blocks, c), and stores the gradients of them.
+
+    `depth` rows of `lanes` threads add every depth-th block of a channel each, and then these as a tree. The thread of
+    row 0 stores dgamma and dbeta where it `writes`; it has mean(g) in `sums` and slope in `products`.
+    """
+    add_block = block_adder(1, lanes, depth)
+
+    @inlined
+    def add_blocks(
+        partial, inv_std, dgamma, dbeta, writes, blocks, channels, rows, thread, row, channel, sums, products
+    ):
+        s = p = float32(0)
+        if row < depth and channel < channels:
+            for block in range(row, blocks, depth):
+                s += partial[block * channels + channel]
+                p += partial[(blocks + block) * channels + channel]
+        sums[thread] = s
+        products[thread] = p
+        add_block(thread, row, sums, products)
+        if row == 0 and channel < channels:
+            n = float32(max(rows, 1))
+            scale = inv_std[channel]
+            total = sums[thread]
+            product = products[thread] * scale
+            if writes:
+                dbeta[channel] = total
+                dgamma[channel] = product
+            sums[thread] = total / n
+            products[thread] = product / n * scale
+
+    return add_blocks
+
+
 def _sum_gradients(channels: int, affine: bool, relu: bool, index: Any, width: int) -> Launch:
     parts = Split(channels, width)
     lanes, depth, across = parts.lanes, parts.depth, parts.across
@@ -246,7 +280,7 @@ def batchnorm_mask_and_sum_gradients_vector(channels: int, index: Any) -> Launch
 @kernel(traffic="partial, inv_std -> dgamma, dbeta, mean_g, slope", registers=40, examples=[()])
 def batchnorm_finish_gradients() -> Launch:
     """From what `blocks` blocks found: dgamma, dbeta and what dx subtracts, mean(g) and slope * centred."""
-    add_block = block_adder(1, LANES, DEPTH)
+    add_blocks = blocks_adder(LANES, DEPTH)
 
     def finish_gradients(
         partial: Floats, inv_std: Floats, dgamma: Floats, dbeta: Floats, mean_g: Floats, slope: Floats,
@@ -257,23 +291,10 @@ def batchnorm_finish_gradients() -> Launch:
         thread = cuda.threadIdx.x
         row = thread // LANES
         channel = cuda.blockIdx.x * LANES + thread % LANES
-        s = p = float32(0)
-        if channel < channels:
-            for block in range(row, blocks, DEPTH):
-                s += partial[block * channels + channel]
-                p += partial[(blocks + block) * channels + channel]
-        sums[thread] = s
-        products[thread] = p
-        add_block(thread, row, sums, products)
+        add_blocks(partial, inv_std, dgamma, dbeta, True, blocks, channels, rows, thread, row, channel, sums, products)
         if row == 0 and channel < channels:
-            n = float32(max(rows, 1))
-            scale = inv_std[channel]
-            total = sums[thread]
-            product = products[thread] * scale
-            dbeta[channel] = total
-            dgamma[channel] = product
-            mean_g[channel] = total / n
-            slope[channel] = product / n * scale
+            mean_g[channel] = sums[thread]
+            slope[channel] = products[thread]
 
     return Launch(
         finish_gradients,

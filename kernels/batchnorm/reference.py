@@ -59,12 +59,21 @@ def batchnorm_running_statistics_reference(mean: Array, var: Array, eps: float) 
 
 @np.errstate(invalid="ignore", over="ignore")
 def batchnorm_update_running_reference(
-    batch: BatchStatistics, rows: int, factor: float, running_mean: Array, running_var: Array
+    batch: BatchStatistics, rows: int, factor: float | Array, running_mean: Array, running_var: Array
 ) -> tuple[Array, Array]:
     """The next (running_mean, running_var). `rows`, at least 2, is the number of rows that `batch` was taken over."""
     mean = batch.shift + batch.delta
     unbiased = batch.var * (rows / (rows - 1))
     return running_mean + factor * (mean - running_mean), running_var + factor * (unbiased - running_var)
+
+
+def cumulative_weight_reference(count: int, part: int, parts: int) -> float:
+    """The weight of a part of a batch in the mean over all batches, `count` of which were before.
+
+    Part number `part`, from 1, of `parts`, each of which counts as 1 / parts of a batch. So after the last part of the
+    batch each of its parts has the weight 1 / (parts (count + 1)), and what was there before count / (count + 1).
+    """
+    return 1 / (parts * (count + 1) - (parts - part))
 
 
 @np.errstate(invalid="ignore", over="ignore")
@@ -76,6 +85,21 @@ def batchnorm_apply_reference(
     if gamma is not None and beta is not None:
         y = y * gamma + beta
     return relu_forward_reference(y) if relu else y
+
+
+def batchnorm_forward_reference(
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    eps: float,
+    relu: bool,
+    residual: Array | None = None,
+) -> tuple[BatchStatistics, Array]:
+    """Training's forward: the statistics of the batch, and y by them; with a residual there is always a ReLU."""
+    statistics = batchnorm_statistics_reference(x, eps)
+    if residual is None:
+        return statistics, batchnorm_apply_reference(x, statistics, gamma, beta, relu)
+    return statistics, batchnorm_add_relu_apply_reference(x, residual, statistics, gamma, beta)
 
 
 @np.errstate(invalid="ignore", over="ignore")

@@ -5,12 +5,14 @@ Traffic  every array once.
 """
 
 import math
+from numbers import Real
 
-from numba import cuda, float32
+from numba import cuda, float32, int64
 
 from kernels.batch_statistics import BatchStatistics
 from kernels.batchnorm.split import BLOCK, require_channels
-from kernels.launch import Array, Cost, Float, Floats, Int64, Launch, Runner, blocks_for, kernel
+from kernels.errors import require_shape
+from kernels.launch import Array, Cost, Float, Floats, Int64, Launch, Runner, UInt32s, blocks_for, kernel
 
 
 @kernel(traffic="mean, running_var -> shift, delta, var, inv_std", registers=32, examples=[()])
@@ -38,17 +40,21 @@ def batchnorm_read_running() -> Launch:
 
 
 @kernel(
-    traffic="shift, delta, var, running_mean, running_var -> running_mean, running_var", registers=32, examples=[()]
+    traffic="shift, delta, var, weight, running_mean, running_var -> running_mean, running_var",
+    registers=32,
+    examples=[(False,), (True,)],
 )
-def batchnorm_move_running() -> Launch:
-    """The running estimates, `factor` of the way to the batch's; one channel a thread."""
+def batchnorm_move_running(in_memory: bool) -> Launch:
+    """The running estimates, `factor` of the way to the batch's, or weight[0]; one channel a thread."""
 
     def move_running(
-        shift: Floats, delta: Floats, var: Floats, running_mean: Floats, running_var: Floats,
+        shift: Floats, delta: Floats, var: Floats, weight: Floats, running_mean: Floats, running_var: Floats,
         channels: Int64, unbiased: Float, factor: Float,
     ):  # fmt: skip
         channel = cuda.blockIdx.x * BLOCK + cuda.threadIdx.x
         if channel < channels:
+            if in_memory:
+                factor = weight[0]
             mean, variance = running_mean[channel], running_var[channel]
             running_mean[channel] = mean + factor * ((shift[channel] + delta[channel]) - mean)
             running_var[channel] = variance + factor * (var[channel] * unbiased - variance)
@@ -72,14 +78,15 @@ def batchnorm_running_statistics(run: Runner, mean: Array, var: Array, eps: floa
 
 
 def batchnorm_update_running(
-    run: Runner, batch: BatchStatistics, rows: int, factor: float, running_mean: Array, running_var: Array
+    run: Runner, batch: BatchStatistics, rows: int, factor: float | Array, running_mean: Array, running_var: Array
 ) -> None:
     """Move the running estimates (c,) by `factor` of the way to the batch's, in place. Launch on `run`.
 
-    The variance that enters is unbiased: var * rows / (rows - 1).
+    The variance that enters is unbiased: var * rows / (rows - 1). A factor that changes from step to step is () float32
+    in device memory, as `cumulative_weight` writes it.
 
     Raises:
-        ShapeError: An array is not (c,) as `running_mean` is.
+        ShapeError: An array is not (c,) as `running_mean` is, or a factor in device memory not ().
         ValueError: `rows`, which the batch had, is less than 2.
     """
     arrays = {"running_mean": running_mean, "running_var": running_var, **batch._asdict()}
@@ -88,4 +95,27 @@ def batchnorm_update_running(
         raise ValueError(f"batchnorm_update_running: a variance over {rows} rows has no unbiased estimate")
     shift, delta, var, _ = batch
     unbiased = rows / (rows - 1)
-    run(batchnorm_move_running(), shift, delta, var, running_mean, running_var, shift.size, unbiased, factor)
+    if isinstance(factor, Real):
+        move, weight, number = batchnorm_move_running(False), run.empty((0,)), float(factor)
+    else:
+        require_shape("batchnorm_update_running", "factor", factor, ())
+        move, weight, number = batchnorm_move_running(True), factor, 0.0
+    run(move, shift, delta, var, weight, running_mean, running_var, shift.size, unbiased, number)
+
+
+@kernel(traffic="count -> weight", registers=24, examples=[()])
+def batchnorm_cumulative_weight() -> Launch:
+    """The weight of one part; one thread."""
+
+    def cumulative_weight(count: UInt32s, weight: Floats, parts: Int64, rest: Int64):
+        if cuda.threadIdx.x == 0:
+            weight[0] = float32(1) / float32(parts * (int64(count[0]) + 1) - rest)
+
+    return Launch(cumulative_weight, 32, lambda: 1, lambda: Cost(4, 4, 1))
+
+
+def cumulative_weight(run: Runner, count: Array, part: int, parts: int, weight: Array) -> None:
+    """Launch on `run`. Raises ShapeError unless count () uint32 and weight () float32."""
+    require_shape("cumulative_weight", "count", count, ())
+    require_shape("cumulative_weight", "weight", weight, ())
+    run(batchnorm_cumulative_weight(), count, weight, parts, parts - part)

@@ -8,13 +8,14 @@ many as the channels do. All of it follows from the shape alone, and so do the o
 
 from typing import Any, NamedTuple
 
+from kernels.choice import vectors
 from kernels.device import inlined
 from kernels.errors import ShapeError, require_shape
 from kernels.intrinsics import load4, store4
-from kernels.launch import Array, blocks_for, wide
+from kernels.launch import Array, Runner, blocks_for
 
 BLOCK = 256
-LANES = 64  # at most
+LANES = 64  # at most, unless said otherwise
 AHEAD = 4  # rows that a thread loads before it uses the first, so that their latencies overlap
 ENOUGH = 384  # blocks to sum with: three on each multiprocessor of a large GPU, as their registers allow
 CHUNK = 32  # rows that a thread sums in one accumulator
@@ -25,11 +26,12 @@ class Split(NamedTuple):
 
     channels: int
     width: int
+    most: int = LANES  # groups side by side in a block
 
     @property
     def across(self) -> int:
         """Blocks side by side."""
-        return blocks_for(self.channels, self.width * LANES)
+        return blocks_for(self.channels, self.width * self.most)
 
     @property
     def lanes(self) -> int:
@@ -46,11 +48,32 @@ class Split(NamedTuple):
         per_thread = blocks_for(rows * self.across, self.depth * blocks)
         return self.depth * max(AHEAD, min(per_thread, most))
 
+    def way_back(self, rows: int, blocks: int, most: int) -> tuple[int, int]:
+        """How a second pass goes back over the rows that `ENOUGH` blocks have summed: (stretch, groups).
 
-def split(x: Array, technique: str | None, *others: Array) -> Split:
-    """The split for x (..., c): with wide accesses unless `technique` is "scalar", where x and `others` allow them."""
+        Each of those blocks has read a stretch of rows from its start to its end, all at the same time, so the ends are
+        what is still in L2. The second pass has a block for each of them in grid x, and in grid z for each piece of a
+        stretch, which start in this order: the last pieces of all stretches first. A block goes through its piece from
+        the end too, in `groups` groups of AHEAD rows a thread; so many that about `blocks` make up the grid, and at
+        most `most` rows for each thread.
+        """
+        stretch = self.span(rows, ENOUGH, rows)
+        per_thread = blocks_for(rows * self.across, self.depth * blocks)
+        return stretch, max(1, blocks_for(min(per_thread, most, stretch // self.depth), AHEAD))
+
+    def grid_back(self, rows: int, stretch: int, groups: int) -> tuple[int, int, int]:
+        """The grid of that second pass."""
+        return blocks_for(rows, stretch), self.across, blocks_for(stretch, groups * AHEAD * self.depth)
+
+
+def split(run: Runner, operation: str, technique: str | None, x: Array, **others: Array | None) -> Split:
+    """The split for x (..., c): by four channels where they, x and `others` allow it, or as `technique` says.
+
+    Raises:
+        TechniqueError: technique is "vector", and they do not.
+    """
     channels = int(x.shape[-1])
-    vector = technique != "scalar" and channels % 4 == 0 and wide(x, *others)
+    vector = vectors(run, operation, technique, {"channels": channels}, x=x, **others)
     return Split(channels, 4 if vector else 1)
 
 

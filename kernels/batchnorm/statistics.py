@@ -108,7 +108,7 @@ def shifted_summer(channels: int, width: int, index: Any) -> tuple[Any, Any]:
     """
     parts = Split(channels, width)
     depth = parts.depth
-    load, store, merge_block = loader(width), storer(width), block_merger(width, parts.lanes, depth)
+    load = loader(width)
 
     @inlined
     def sum_rows(
@@ -160,6 +160,14 @@ def shifted_summer(channels: int, width: int, index: Any) -> tuple[Any, Any]:
                     squares[a] = chunk_square[j]
             counts[thread] = before + n
 
+    return sum_rows, partial_merger(parts, index)
+
+
+def partial_merger(parts: Split, index: Any) -> Any:
+    """A device function: what the threads of a block have summed is merged and stored, as `shifted_summer` says."""
+    channels, width = parts.channels, parts.width
+    store, merge_block = storer(width), block_merger(width, parts.lanes, parts.depth)
+
     @inlined
     def merge_and_store(partial, place, plane, row, channel, thread, counts, shifts, sums, squares, values):
         merge_block(thread, row, counts, shifts, sums, squares)
@@ -174,7 +182,44 @@ def shifted_summer(channels: int, width: int, index: Any) -> tuple[Any, Any]:
                 values[j] = squares[j * BLOCK + thread]
             store(partial, index(2 * plane + place), values)
 
-    return sum_rows, merge_and_store
+    return merge_and_store
+
+
+def blocks_merger(lanes: int, depth: int) -> Any:
+    """A device function that merges what `blocks` blocks have stored of `span` rows each (the last of the rest).
+
+    `depth` rows of `lanes` threads merge every depth-th block of a channel each, and then these as a tree. The thread
+    of row 0 then has its channel's shift in `shifts`, and in `sums` and `squares` delta and variance.
+    """
+    merge_block = block_merger(1, lanes, depth)
+
+    @inlined
+    def merge_blocks(partial, blocks, channels, rows, span, thread, row, channel, counts, shifts, sums, squares):
+        n1 = k1 = s1 = q1 = float32(0)
+        if row < depth and channel < channels:
+            for block in range(row, blocks, depth):
+                n2 = float32(min(span, rows - block * span))
+                k2 = partial[block * channels + channel]
+                s2 = partial[(blocks + block) * channels + channel]
+                q2 = partial[(2 * blocks + block) * channels + channel]
+                if n1 == float32(0):
+                    n1, k1, s1, q1 = n2, k2, s2, q2
+                else:
+                    n1, k1, s1, q1 = merged(n1, k1, s1, q1, n2, k2, s2, q2)
+        counts[thread] = n1
+        shifts[thread] = k1
+        sums[thread] = s1
+        squares[thread] = q1
+        merge_block(thread, row, counts, shifts, sums, squares)
+        if row == 0 and channel < channels:
+            n = float32(rows)
+            rest = sums[thread] / n
+            # The shift is the mean but for its rounding, so what is taken off is small.
+            variance = (squares[thread] - sums[thread] * rest) / n
+            sums[thread] = rest
+            squares[thread] = float32(0) if variance < float32(0) else variance  # NaN passes
+
+    return merge_blocks
 
 
 def _sum_shifted(channels: int, width: int, index: Any) -> Launch:
@@ -233,7 +278,7 @@ def batchnorm_sum_shifted_vector(channels: int, index: Any) -> Launch:
 @kernel(traffic="partial -> shift, delta, var, inv_std", examples=[()])
 def batchnorm_finish_statistics() -> Launch:
     """From what `blocks` blocks found of `span` rows each (the last of the rest): the statistics of all rows."""
-    merge_block = block_merger(1, FINISH_LANES, FINISH_DEPTH)
+    merge_blocks = blocks_merger(FINISH_LANES, FINISH_DEPTH)
 
     def finish_statistics(
         partial: Floats, shift: Floats, delta: Floats, var: Floats, inv_std: Floats,
@@ -246,30 +291,11 @@ def batchnorm_finish_statistics() -> Launch:
         thread = cuda.threadIdx.x
         row = thread // FINISH_LANES
         channel = cuda.blockIdx.x * FINISH_LANES + thread % FINISH_LANES
-        n1 = k1 = s1 = q1 = float32(0)
-        if channel < channels:
-            for block in range(row, blocks, FINISH_DEPTH):
-                n2 = float32(min(span, rows - block * span))
-                k2 = partial[block * channels + channel]
-                s2 = partial[(blocks + block) * channels + channel]
-                q2 = partial[(2 * blocks + block) * channels + channel]
-                if n1 == float32(0):
-                    n1, k1, s1, q1 = n2, k2, s2, q2
-                else:
-                    n1, k1, s1, q1 = merged(n1, k1, s1, q1, n2, k2, s2, q2)
-        counts[thread] = n1
-        shifts[thread] = k1
-        sums[thread] = s1
-        squares[thread] = q1
-        merge_block(thread, row, counts, shifts, sums, squares)
+        merge_blocks(partial, blocks, channels, rows, span, thread, row, channel, counts, shifts, sums, squares)
         if row == 0 and channel < channels:
-            n = float32(rows)
-            rest = sums[thread] / n
-            # The shift is the mean but for its rounding, so what is taken off is small.
-            variance = (squares[thread] - sums[thread] * rest) / n
-            variance = float32(0) if variance < float32(0) else variance  # NaN passes
+            variance = squares[thread]
             shift[channel] = shifts[thread]
-            delta[channel] = rest
+            delta[channel] = sums[thread]
             var[channel] = variance
             inv_std[channel] = float32(1) / math.sqrt(variance + eps)
 
@@ -287,15 +313,14 @@ def batchnorm_statistics(
 ) -> None:
     """Of the batch x (..., c), into the four (c,) arrays of `out`. Two launches on `run`.
 
-    The vector technique falls back on the scalar one where c is no multiple of 4 or x no multiple of 16 bytes.
-
     Raises:
         ShapeError: x has no channels or no rows, or an array of `out` another shape.
+        TechniqueError: "vector" is asked for, and c is no multiple of 4 or x starts at no multiple of 16 bytes.
     """
     rows = require_channels("batchnorm_statistics", x, **out._asdict())
     if rows == 0:
         raise ShapeError(f"batchnorm_statistics: x has shape {tuple(x.shape)}, expected at least one row")
-    parts = split(x, technique)
+    parts = split(run, "batchnorm_statistics", technique, x)
     channels, span = parts.channels, parts.span(rows, ENOUGH, rows)
     blocks = blocks_for(rows, span)
     partial = run.empty((3, blocks, channels))

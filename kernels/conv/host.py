@@ -2,7 +2,9 @@
 
 from math import prod
 
+from kernels.choice import choose
 from kernels.columns import sum_columns
+from kernels.conv import first_layer, first_layer_gradient, tensor_core_launch
 from kernels.conv.direct import (
     conv2d_backward_input_direct,
     conv2d_backward_weight_direct,
@@ -17,13 +19,14 @@ from kernels.conv.implicit_gemm import (
 from kernels.device import index_type
 from kernels.errors import ShapeError
 from kernels.launch import Array, Runner, techniques
+from kernels.tensor_tiles import NAME as TENSOR_CORE
 from kernels.tiles import slices_of, span_of, tile_for
 from kernels.window import Pair
 
 THREADS = 1 << 17  # that fill a GPU
 
 
-@techniques("direct", "implicit_gemm")
+@techniques("direct", "implicit_gemm", "first_layer", "tensor_core")
 def conv2d_forward(
     run: Runner,
     x: Array,
@@ -34,15 +37,28 @@ def conv2d_forward(
     padding: Pair,
     *,
     technique: str | None = None,
+    precision: str = "fp32",
 ) -> None:
     """Make y (n, ho, wo, c_out) of x (n, h, w, c_in), w (kh, kw, c_in, c_out) and bias (c_out,) or None.
 
+    With precision "tf32" and no technique named it is computed on tensor cores, where the channels allow it.
+
     Raises:
         ShapeError: The shapes do not agree.
+        TechniqueError: The technique cannot take these arrays.
     """
     geometry = geometry_of("conv2d_forward", stride, padding, x=x.shape, w=w.shape, y=y.shape)
     if bias is not None and tuple(bias.shape) != (geometry.c_out,):
         raise ShapeError(f"conv2d_forward: bias has shape {tuple(bias.shape)}, expected {(geometry.c_out,)}")
+    tile_of_lines = first_layer.tile_of(geometry, 1) if geometry.c_in <= first_layer.CHANNELS else None
+    if first_layer.takes(run, "conv2d_forward", technique, geometry, tile_of_lines, x=x, w=w, y=y):
+        first_layer.forward(run, geometry, x, w, bias, y)
+        return
+    ways = tensor_core_launch.options(precision, geometry, x=x, w=w, y=y)
+    technique = choose(run, "conv2d_forward", technique, ways, x=x, w=w, bias=bias, y=y)
+    if technique == TENSOR_CORE:
+        tensor_core_launch.forward(run, geometry, x, w, bias, y)
+        return
     n, with_bias = x.shape[0], bias is not None
     given = run.empty((0,)) if bias is None else bias
     if technique == "direct":
@@ -59,16 +75,32 @@ def conv2d_forward(
     _merge(run, slices, target, y)
 
 
-@techniques("direct", "implicit_gemm")
+@techniques("direct", "implicit_gemm", "tensor_core")
 def conv2d_backward_input(
-    run: Runner, dy: Array, w: Array, dx: Array, stride: Pair, padding: Pair, *, technique: str | None = None
+    run: Runner,
+    dy: Array,
+    w: Array,
+    dx: Array,
+    stride: Pair,
+    padding: Pair,
+    *,
+    technique: str | None = None,
+    precision: str = "fp32",
 ) -> None:
     """Make dx (n, h, w, c_in) of dy (n, ho, wo, c_out) and w (kh, kw, c_in, c_out).
 
+    With precision "tf32" and no technique named it is computed on tensor cores, where the channels allow it.
+
     Raises:
         ShapeError: The shapes do not agree.
+        TechniqueError: The technique cannot take these arrays.
     """
     geometry = geometry_of("conv2d_backward_input", stride, padding, dx=dx.shape, w=w.shape, dy=dy.shape)
+    ways = tensor_core_launch.options(precision, geometry, dy=dy, w=w, dx=dx)
+    technique = choose(run, "conv2d_backward_input", technique, ways, dy=dy, w=w, dx=dx)
+    if technique == TENSOR_CORE:
+        tensor_core_launch.backward_input(run, geometry, dy, w, dx)
+        return
     n = dx.shape[0]
     if technique == "direct":
         run(conv2d_backward_input_direct(geometry, index_type(max(dx.size, w.size, dy.size))), dy, w, dx, n)
@@ -83,16 +115,36 @@ def conv2d_backward_input(
     _merge(run, slices, target, dx)
 
 
-@techniques("direct", "implicit_gemm")
+@techniques("direct", "implicit_gemm", "first_layer", "tensor_core")
 def conv2d_backward_weight(
-    run: Runner, x: Array, dy: Array, dw: Array, stride: Pair, padding: Pair, *, technique: str | None = None
+    run: Runner,
+    x: Array,
+    dy: Array,
+    dw: Array,
+    stride: Pair,
+    padding: Pair,
+    *,
+    technique: str | None = None,
+    precision: str = "fp32",
 ) -> None:
     """Make dw (kh, kw, c_in, c_out) of x (n, h, w, c_in) and dy (n, ho, wo, c_out).
 
+    With precision "tf32" and no technique named it is computed on tensor cores, where the channels allow it.
+
     Raises:
         ShapeError: The shapes do not agree.
+        TechniqueError: The technique cannot take these arrays.
     """
     geometry = geometry_of("conv2d_backward_weight", stride, padding, x=x.shape, dw=dw.shape, dy=dy.shape)
+    share = first_layer_gradient.share_of(geometry, 1) if geometry.c_in <= first_layer.CHANNELS else None
+    if first_layer.takes(run, "conv2d_backward_weight", technique, geometry, share, x=x, dy=dy, dw=dw):
+        first_layer_gradient.backward_weight(run, geometry, x, dy, dw)
+        return
+    ways = tensor_core_launch.options(precision, geometry, x=x, dy=dy, dw=dw)
+    technique = choose(run, "conv2d_backward_weight", technique, ways, x=x, dy=dy, dw=dw)
+    if technique == TENSOR_CORE:
+        tensor_core_launch.backward_weight(run, geometry, x, dy, dw)
+        return
     n = x.shape[0]
     rows = prod(dy.shape[:3])
     tile = tile_for(geometry.c_out, geometry.taps)

@@ -6,7 +6,8 @@ thread. What the kernel does wrong is a `KernelFault`: out of bounds, a race, a 
 Results are those of the GPU but for rounding: a compiler there contracts a * b + c into one operation that rounds once,
 and its functions (exp, sin, ...) may be some units in the last place away. Wide accesses to shared memory are checked
 against a layout in the order of the source, without gaps that Numba does not ask for; ptxas may choose another. An
-order that only a fence and a flag in memory establish is not known: such kernels are reported as races.
+order that a fence and a flag in memory establish is known only where `add_release` and `load_acquire` of
+kernels.intrinsics do: others are reported as races.
 """
 
 from kernels.emulator.faults import (

@@ -92,6 +92,12 @@ class Context(Protocol):
     def address(self, pointer: Any, index: Any) -> Vector:
         """Byte address (uint64) of an element in global memory."""
 
+    def add_release(self, pointer: Any, index: Any, value: Any) -> None:
+        """Add to an element of global memory with release (`kernels.emulator.release`)."""
+
+    def load_acquire(self, pointer: Any, index: Any) -> Vector:
+        """An element of global memory with acquire: as the lane's block may see it."""
+
     def start_copy(self, pointer: Any, index: Any, values: Sequence[Any]) -> Any:
         """Store as `store` does, but until `finish_copy` the elements count as not there: reading them is a fault.
 

@@ -60,6 +60,7 @@ def emulate(
     block: Grid,
     *args: Any,
     shared_bytes: int = 0,
+    cooperative: bool = False,
     checks: bool = True,
     counts: bool = False,
     inputs: Sequence[str] = (),
@@ -77,6 +78,7 @@ def emulate(
             (`kernels.launch.Floats` and the like) is indexed flat, any other one as it is; a number becomes what its
             parameter is annotated as, else int64, float64 or what it is.
         shared_bytes: Dynamic shared memory of a block: `cuda.shared.array(0, ...)`.
+        cooperative: All blocks run at once, so that one may wait for another.
         checks: Look for races and for reads of what was never written. Bounds, alignment and barriers are always
             checked.
         counts: Count memory traffic, bank conflicts, branches and arithmetic, by line.
@@ -114,7 +116,7 @@ def emulate(
     for promotion in program.promotions.values():
         warnings.warn_explicit(promotion, None, promotion.file, promotion.line, registry=_WARNED)
     observer = CountingObserver() if counts else None
-    machine = Machine(program, grid_size, block_size, shared_bytes, checks, observer)
+    machine = Machine(program, grid_size, block_size, shared_bytes, checks, observer, cooperative)
     check_size(machine, shared_bytes)
     given = _place(machine, values, inputs, outputs, reachable)
     _run(machine, given)
@@ -127,7 +129,7 @@ def emulate(
 def _run(machine: Machine, given: list[Any]) -> None:
     program = machine.program
     assert program.entry is not None
-    per_batch = machine.blocks if program.cooperative else max(1, BATCH // machine.threads)
+    per_batch = machine.blocks if machine.cooperative else max(1, BATCH // machine.threads)
     with np.errstate(all="ignore"):
         for first in range(0, machine.blocks, per_batch):
             batch = Batch(machine.grid, machine.block, first, min(per_batch, machine.blocks - first))

@@ -23,6 +23,7 @@ from kernels.emulator.lanes import Batch, Lanes, merge, missing
 from kernels.emulator.local import Local
 from kernels.emulator.memory import Global
 from kernels.emulator.pointers import Address
+from kernels.emulator.release import Releases
 from kernels.emulator.shadow import Clock, Place
 from kernels.emulator.shared import Shared, SharedMemory
 from kernels.emulator.translation import Program, SharedSite
@@ -38,12 +39,20 @@ class Machine:
     """One launch."""
 
     def __init__(
-        self, program: Program, grid: Size, block: Size, shared_bytes: int, checks: bool, observer: Observer | None
+        self,
+        program: Program,
+        grid: Size,
+        block: Size,
+        shared_bytes: int,
+        checks: bool,
+        observer: Observer | None,
+        cooperative: bool = False,
     ) -> None:
         self.program = program
         self.grid = grid
         self.block = block
         self.checks = checks
+        self.cooperative = cooperative or program.cooperative  # all blocks run at once
         self.observer = observer
         self.threads = block[0] * block[1] * block[2]
         self.blocks = grid[0] * grid[1] * grid[2]
@@ -55,6 +64,7 @@ class Machine:
         self.shared: dict[Any, Shared] = {}
         self.shared_memory: SharedMemory | None = None
         self.states: dict[str, Any] = {}
+        self.releases = Releases(self.blocks)
         per_block = -(-self.threads // 32)
         self.clock = Clock(0, np.zeros(self.blocks, np.int64), np.zeros(0, np.int64), 0, self.threads, 0)
         self._warps_per_block = per_block
@@ -175,7 +185,8 @@ class Machine:
         blocks = self.clock.blocks.copy()
         first = lanes.batch.first
         blocks[slice(first, first + lanes.batch.count) if whole else first + lanes.row] = now
-        self.clock = self.clock._replace(now=now, blocks=blocks)
+        ids = np.arange(first, first + lanes.batch.count) if whole else np.unique(first + lanes.row)
+        self.clock = self.releases.passed(self.clock._replace(now=now, blocks=blocks), ids)
 
     def warp_barrier(self, lanes: Lanes) -> None:
         """The barrier of a warp."""

@@ -1,8 +1,9 @@
 """What is known of each element beside its value: whether it was written, and which threads accessed it when.
 
 An earlier access by thread a is ordered before one by thread b if a is b, or a barrier came between that both passed:
-of their warp, of their block, or of the grid. Two accesses of one element that are not ordered race if one of them
-writes, unless both are atomic. The order in which the emulator happens to run threads plays no part.
+of their warp, of their block, or of the grid; or if a's block released it and b's has acquired that (release.py). Two
+accesses of one element that are not ordered race if one of them writes, unless both are atomic. The order in which the
+emulator happens to run threads plays no part.
 """
 
 from collections.abc import Callable
@@ -28,6 +29,7 @@ class Clock(NamedTuple):
     grid: int
     threads: int  # of a block
     per_block: int  # warps
+    order: Vector | None = None  # [later, earlier] blocks of the grid: up to when, by release and acquire
 
     def ordered(self, earlier: Vector, time: Vector, later: Vector) -> Vector:
         """Whether what thread `earlier` did at `time` is before what thread `later` does now."""
@@ -41,6 +43,8 @@ class Clock(NamedTuple):
                 code // self.threads * self.per_block + code % self.threads // 32 for code in (earlier, later)
             )
             result |= (warp == mine) & (time < self.warps.take(mine))
+        if self.order is not None and not result.all():
+            result |= time < self.order[later // self.threads, block]
         return result
 
 

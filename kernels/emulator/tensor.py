@@ -168,7 +168,7 @@ TWINS.update(
         tensor_core.ldmatrix_x4: _ldmatrix(4, False),
         tensor_core.ldmatrix_x2_trans: _ldmatrix(2, True),
         tensor_core.ldmatrix_x4_trans: _ldmatrix(4, True),
-        tensor_core.to_tf32: lambda context, x: round_tf32(x),  # noqa: ARG005
+        tensor_core.to_tf32: lambda context, x: round_tf32(np.asarray(x).view(np.float32)),  # noqa: ARG005
         tensor_core.pack_bf16: _pack(round_bf16),
         tensor_core.pack_f16: _pack(round_f16),
         tensor_core.float32_bits: lambda context, x: np.asarray(x).view(np.uint32)[()],  # noqa: ARG005

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.emulator.context import Observer
-from kernels.emulator.faults import UnsupportedFeature
+from kernels.emulator.faults import DivergentBarrier, UnsupportedFeature
 from kernels.emulator.lanes import Lanes
 from kernels.emulator.shadow import WRITE, Access
 
@@ -108,6 +108,27 @@ class TwinContext:
         """Byte addresses in global memory."""
         wide = np.asarray(self._lanes.vector(index)).astype(np.int64) * pointer.dtype.itemsize
         return np.asarray(wide.astype(np.uint64) + np.asarray(pointer.address, np.uint64), np.uint64)
+
+    def add_release(self, pointer: Any, index: Any, value: Any) -> None:
+        """Update numbers that other blocks wait for; see `kernels.emulator.release`."""
+        machine, lanes = self._machine, self._lanes
+        before = pointer.atomic(lanes, "add", index, (value,))
+        after = before + lanes.vector(value)
+        blocks = lanes.code // machine.threads
+        machine.releases.add(machine.clock, self.address(pointer, index), blocks, before, after)
+
+    def load_acquire(self, pointer: Any, index: Any) -> Vector:
+        """Such numbers, as a block may see them."""
+        machine, lanes = self._machine, self._lanes
+        if not machine.cooperative:
+            self.refuse("waiting for other blocks, which may not run at the same time: the launch is not cooperative")
+        zero = np.zeros(1, pointer.dtype)[0]
+        newest = pointer.atomic(lanes, "add", index, (zero,))
+        found = machine.releases.load(self.address(pointer, index), lanes.code // machine.threads, newest)
+        if found is None:
+            what = f"a thread waits for a change of {pointer.name} that no thread will make"
+            machine.fault(DivergentBarrier, what, code=int(lanes.code[0]), array=pointer.name)
+        return found
 
     def start_copy(self, pointer: Any, index: Any, values: Sequence[Any]) -> Any:
         """Store into shared memory what is not to be read before `finish_copy`."""

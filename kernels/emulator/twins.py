@@ -1,4 +1,4 @@
-"""Twins of the instructions in kernels.intrinsics: wide accesses, pointers, asynchronous copies.
+"""Twins of the instructions in kernels.intrinsics: wide accesses, pointers, asynchronous copies, release and acquire.
 
 cp.async. What a copy brings is read when it starts (the hardware reads it some time before the wait, so writing to the
 source in between is a bug that is not noticed here), and counts as not there until the copying thread waits for the
@@ -162,5 +162,7 @@ intrinsics.TWINS.update(
         intrinsics.cp_async_16_zero_fill: _copy_zero_fill(4),
         intrinsics.cp_async_commit: _commit,
         intrinsics.cp_async_wait: _wait,
+        intrinsics.add_release: lambda context, x, i, value: context.add_release(x, i, value),
+        intrinsics.load_acquire: lambda context, x, i: context.load_acquire(x, i),
     }
 )

@@ -27,6 +27,7 @@ from kernels.group_norm.layout import (
     reader,
     require_statistics,
     view,
+    walks_across,
     width_of,
     within_samples,
 )
@@ -145,11 +146,12 @@ def group_norm_apply(
 ) -> None:
     """Normalize x (n, ..., c) into y by the statistics (n, groups) of its samples' groups. One launch on `run`.
 
-    gamma and beta (c,), or no beta, or neither. The vector technique falls back on the scalar one where c is no
-    multiple of 4 or an array no multiple of 16 bytes.
+    gamma and beta (c,), or no beta, or neither. The vector technique takes arrays that start at multiples of 16 bytes,
+    with channels in multiples of 4, in each group too where samples have few rows.
 
     Raises:
         ShapeError: y is not of x's shape, groups does not divide the channels, or another array has the wrong shape.
+        TechniqueError: "vector" is asked for, and cannot take the arrays.
         TypeError: beta is given without gamma.
     """
     operation = "group_norm_apply"
@@ -160,8 +162,9 @@ def group_norm_apply(
         raise TypeError(f"{operation}: beta is given without gamma; give both, or gamma alone, or neither")
     known = mean_and_scale(statistics)
     parameters = tuple(statistics.inv_std if array is None else array for array in (gamma, beta))  # not read then
-    given = tuple(array for array in (gamma, beta) if array is not None)
-    width, rows, pieces = walk(seen, technique, x, y, *given, tables=known)
+    moved = {"x": x, "gamma": gamma, "beta": beta, "y": y}
+    width = width_of(run, operation, technique, seen, walks_across(seen), statistics, **moved)
+    rows, pieces = walk(seen, width)
     factory = group_norm_apply_vector if width == 4 else group_norm_apply_scalar
     options = seen.channels, seen.groups, rows, gamma is not None, beta is not None
     run(factory(*options, index_type(x.size)), x, *known, *parameters, y, *pieces)
@@ -170,17 +173,13 @@ def group_norm_apply(
 class Walk(NamedTuple):
     """How blocks walk down all rows."""
 
-    width: int  # channels of a thread
     rows: int  # what the kernel closes over
     pieces: Pieces
 
 
-def walk(seen: View, technique: str | None, *arrays: Array, tables: tuple[Array, ...]) -> Walk:
+def walk(seen: View, width: int) -> Walk:
     """Within samples where those have enough rows; else across them, each thread's channels being of one group."""
-    width = width_of(seen, technique, *arrays, tables=tables)
-    if seen.rows < Split(seen.channels, width).depth and seen.size % width:
-        width = 1
     parts = Split(seen.channels, width)
     if seen.rows < parts.depth:
-        return Walk(width, max(seen.rows, 1), across_samples(seen, parts, BLOCKS, MOST))
-    return Walk(width, 0, within_samples(seen, parts, BLOCKS, MOST))
+        return Walk(max(seen.rows, 1), across_samples(seen, parts, BLOCKS, MOST))
+    return Walk(0, within_samples(seen, parts, BLOCKS, MOST))

@@ -44,6 +44,7 @@ from kernels.group_norm.layout import (
     require_statistics,
     threads_of,
     view,
+    walks_across,
     width_of,
     within_samples,
 )
@@ -165,40 +166,40 @@ def group_norm_backward(
     """The gradient dx of x (n, ..., c) through its statistics, and dgamma and dbeta where they are wanted.
 
     Some launches on `run`: one or three for dx; where dgamma or dbeta is wanted, by groups one more, and the sum of a
-    matrix's columns for each. gamma, dgamma and dbeta are (c,), or None. The vector technique falls back on the scalar
-    one where c, or by groups their size, is no multiple of 4 or an array no multiple of 16 bytes. Nothing here changes
-    from step to step but the arrays.
+    matrix's columns for each. gamma, dgamma and dbeta are (c,), or None. The vector technique takes arrays that start
+    at multiples of 16 bytes, with channels in multiples of 4, in each group too where samples have few rows. Nothing
+    here changes from step to step but the arrays.
 
     Raises:
         ShapeError: dy and dx are not of x's shape, groups does not divide the channels, or another array has the wrong
             shape.
+        TechniqueError: "vector" is asked for, and cannot take the arrays.
     """
     operation = "group_norm_backward"
     seen = view(operation, x, groups, gamma=gamma, dgamma=dgamma, dbeta=dbeta)
     require_statistics(operation, seen, statistics)
     same_shape(operation, x=x, dy=dy, dx=dx)
+    moved = {"x": x, "dy": dy, "gamma": gamma, "dx": dx}
+    width = width_of(run, operation, technique, seen, seen.by_groups or walks_across(seen), statistics, **moved)
     sums = None
     if not seen.by_groups:
-        sums = _sums(run, x, dy, statistics, seen, technique)
+        sums = _sums(run, x, dy, statistics, seen, width)
         mean_g, slope = (run.empty((seen.n, seen.groups)) for _ in range(2))
         finish = group_norm_finish_gradients(seen.channels, seen.groups, gamma is not None)
         given = sums, statistics.inv_std, statistics.inv_std if gamma is None else gamma, mean_g, slope
         run(finish, *given, seen.n * seen.groups, seen.rows, sums.shape[1] // max(seen.n, 1))
-        _dx(run, x, dy, statistics, seen, gamma, (mean_g, slope), dx, technique)
+        _dx(run, x, dy, statistics, seen, gamma, (mean_g, slope), dx, width)
     else:
-        _dx_of_groups(run, x, dy, statistics, seen, gamma, dx, technique)
+        _dx_of_groups(run, x, dy, statistics, seen, gamma, dx, width)
         if dgamma is not None or dbeta is not None:
-            sums = _sums(run, x, dy, statistics, seen, technique)
+            sums = _sums(run, x, dy, statistics, seen, width)
     for result, number in ((dbeta, 0), (dgamma, 1)):
         if result is not None and sums is not None:
             sum_columns(run, sums[number], result)
 
 
-def _sums(run: Runner, x: Array, dy: Array, statistics: BatchStatistics, seen: View, technique: str | None) -> Array:
+def _sums(run: Runner, x: Array, dy: Array, statistics: BatchStatistics, seen: View, width: int) -> Array:
     """(2, pieces, c); by rows, a sample's pieces are side by side."""
-    width = (
-        1 if seen.by_groups and seen.size % 4 else width_of(seen, technique, x, dy, tables=mean_and_scale(statistics))
-    )
     parts = Split(seen.channels, width)
     apart = across_samples if seen.by_groups else within_samples
     pieces = apart(seen, parts, ENOUGH, max(seen.n * seen.rows, 1))
@@ -219,11 +220,9 @@ def _dx(
     gamma: Array | None,
     subtracted: tuple[Array, Array],
     dx: Array,
-    technique: str | None,
+    width: int,
 ) -> None:
-    parameters = () if gamma is None else (gamma,)
-    known = (*mean_and_scale(statistics), *subtracted)
-    width, rows, pieces = walk(seen, technique, x, dy, dx, *parameters, tables=known)
+    rows, pieces = walk(seen, width)
     factory = group_norm_backward_vector if width == 4 else group_norm_backward_scalar
     chosen = factory(seen.channels, seen.groups, rows, gamma is not None, index_type(x.size))
     factor = statistics.inv_std if gamma is None else gamma  # not read then
@@ -238,10 +237,8 @@ def _dx_of_groups(
     seen: View,
     gamma: Array | None,
     dx: Array,
-    technique: str | None,
+    width: int,
 ) -> None:
-    parameters = () if gamma is None else (gamma,)
-    width = width_of(seen, technique, x, dy, dx, *parameters) if seen.size % 4 == 0 else 1
     threads = threads_of(seen.rows * seen.size, width)
     factory = group_norm_backward_of_groups_vector if width == 4 else group_norm_backward_of_groups_scalar
     options = seen.channels, seen.groups, threads, seen.rows == 1, gamma is not None

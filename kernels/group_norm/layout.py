@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 
 from numba import cuda, uint32
 
+from kernels.batch_statistics import BatchStatistics
 from kernels.batchnorm.split import AHEAD, BLOCK, Split, loader
+from kernels.choice import vectors
 from kernels.device import WARP, inlined
 from kernels.errors import ShapeError, require_shape
-from kernels.launch import Array, blocks_for, wide
+from kernels.launch import Array, Runner, blocks_for
 
 FEW_ROWS = 8  # with fewer in a sample, a block that keeps to it would be idle for the most part
 MOST_THREADS = 512  # for one group: what the registers of a multiprocessor allow
@@ -86,14 +88,41 @@ def require_statistics(operation: str, seen: View, statistics: Any) -> None:
         require_shape(operation, name, array, (seen.n, seen.groups))
 
 
-def width_of(seen: View, technique: str | None, *arrays: Array, tables: tuple[Array, ...] = ()) -> int:
-    """Channels of a thread: 4 unless `technique` is "scalar", where all `arrays` allow accesses of 16 bytes.
+def width_of(
+    run: Runner,
+    operation: str,
+    technique: str | None,
+    seen: View,
+    whole: bool,
+    tables: BatchStatistics | None = None,
+    **arrays: Array | None,
+) -> int:
+    """Channels of a thread, in all launches of the operation: 4 where it takes the vector technique, else 1.
 
-    So must `tables`, which have a number for each group, where each channel is one.
+    Args:
+        run: As for `kernels.choice.vectors`.
+        operation: Likewise.
+        technique: Likewise.
+        seen: What the operation is given.
+        whole: Whether the four channels of a thread must be of one group.
+        tables: Have a number for each group; where each channel is one, they are read in fours too.
+        arrays: What else is read and written in fours, by name.
+
+    Raises:
+        TechniqueError: The vector technique is asked for, and cannot take these.
     """
-    if seen.size > 1:
-        tables = ()
-    return 4 if technique != "scalar" and seen.channels % 4 == 0 and wide(*arrays, *tables) else 1
+    if tables is not None and seen.size == 1:
+        arrays |= {"shift": tables.shift, "delta": tables.delta, "inv_std": tables.inv_std}
+    in_fours = {"channels": seen.channels} | ({"channels of a group": seen.size} if whole else {})
+    return 4 if vectors(run, operation, technique, in_fours, **arrays) else 1
+
+
+def walks_across(seen: View) -> bool:
+    """Whether blocks that walk down all rows do so across samples: one alone would not keep a block busy.
+
+    A thread's four channels are of one group then.
+    """
+    return seen.rows < Split(seen.channels, 4).depth
 
 
 def within_samples(seen: View, parts: Split, blocks: int, most: int) -> Pieces:

@@ -167,33 +167,31 @@ def group_norm_statistics(
 ) -> None:
     """Of each sample's groups of x (n, ..., c), into the four (n, groups) arrays of `out`.
 
-    One launch on `run`, or two. The vector technique falls back on the scalar one where x is no multiple of 16 bytes,
-    or c or, by groups, their size is no multiple of 4. Nothing here changes from step to step but the arrays.
+    One launch on `run`, or two. The vector technique takes an x that starts at a multiple of 16 bytes, with channels in
+    multiples of 4, by groups those of a group. Nothing here changes from step to step but the arrays.
 
     Raises:
         ShapeError: x has no channels or samples without rows, groups does not divide the channels, or an array of `out`
             has another shape.
+        TechniqueError: "vector" is asked for, and cannot take x.
     """
     operation = "group_norm_statistics"
     seen = view(operation, x, groups)
     require_statistics(operation, seen, out)
     if seen.rows == 0:
         raise ShapeError(f"{operation}: x has shape {tuple(x.shape)}, expected at least one row in a sample")
-    (_of_whole_groups if seen.by_groups else _of_pieces)(run, x, seen, eps, out, technique)
+    width = width_of(run, operation, technique, seen, seen.by_groups, x=x)
+    (_of_whole_groups if seen.by_groups else _of_pieces)(run, x, seen, eps, out, width)
 
 
-def _of_whole_groups(
-    run: Runner, x: Array, seen: View, eps: float, out: BatchStatistics, technique: str | None
-) -> None:
-    width = width_of(seen, technique, x) if seen.size % 4 == 0 else 1
+def _of_whole_groups(run: Runner, x: Array, seen: View, eps: float, out: BatchStatistics, width: int) -> None:
     threads = threads_of(seen.rows * seen.size, width)
     factory = group_norm_statistics_of_groups_vector if width == 4 else group_norm_statistics_of_groups_scalar
     chosen = factory(seen.channels, seen.groups, threads, seen.rows == 1, index_type(x.size))
     run(chosen, x, *out, seen.n * seen.groups, seen.rows, eps)
 
 
-def _of_pieces(run: Runner, x: Array, seen: View, eps: float, out: BatchStatistics, technique: str | None) -> None:
-    width = width_of(seen, technique, x)
+def _of_pieces(run: Runner, x: Array, seen: View, eps: float, out: BatchStatistics, width: int) -> None:
     pieces = within_samples(seen, Split(seen.channels, width), ENOUGH, seen.rows)
     partial = run.empty((3, pieces.blocks, seen.channels))
     factory = group_norm_sum_shifted_vector if width == 4 else group_norm_sum_shifted_scalar

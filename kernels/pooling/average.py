@@ -9,9 +9,10 @@ from typing import Any
 
 from numba import cuda, float32, int32, int64, uint32
 
+from kernels.choice import vectors
 from kernels.device import index_type, inlined
 from kernels.intrinsics import load4, store4
-from kernels.launch import Array, Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques, wide
+from kernels.launch import Array, Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques
 from kernels.pooling.geometry import Geometry, geometry_of, places
 from kernels.window import Pair
 
@@ -175,13 +176,13 @@ def avg_pool2d_forward(
 ) -> None:
     """Launch on `run`. Raises ShapeError where shapes do not fit.
 
-    The vector technique falls back on the scalar one where c is no multiple of 4, or an array starts at no multiple of
-    16 bytes.
+    The vector technique takes arrays that start at multiples of 16 bytes, with channels in multiples of 4; asked for
+    others it raises TechniqueError.
     """
     geometry = geometry_of("avg_pool2d_forward", ("x", x), {"y": y}, kernel, stride, padding, (1, 1), ceil_mode)
+    vector = vectors(run, "avg_pool2d_forward", technique, {"channels": geometry.c}, x=x, y=y)
     if y.size:
-        fours = geometry.c % 4 == 0 and wide(x, y)
-        factory = avg_pool2d_forward_vector if technique != "scalar" and fours else avg_pool2d_forward_scalar
+        factory = avg_pool2d_forward_vector if vector else avg_pool2d_forward_scalar
         run(factory(index_type(max(x.size, y.size)), geometry, bool(count_include_pad)), x, y, y.size)
 
 
@@ -200,9 +201,9 @@ def avg_pool2d_backward(
 ) -> None:
     """Launch on `run`. Errors and techniques as in `avg_pool2d_forward`."""
     geometry = geometry_of("avg_pool2d_backward", ("dx", dx), {"dy": dy}, kernel, stride, padding, (1, 1), ceil_mode)
+    vector = vectors(run, "avg_pool2d_backward", technique, {"channels": geometry.c}, dy=dy, dx=dx)
     if dx.size:
-        fours = geometry.c % 4 == 0 and wide(dy, dx)
-        factory = avg_pool2d_backward_vector if technique != "scalar" and fours else avg_pool2d_backward_scalar
+        factory = avg_pool2d_backward_vector if vector else avg_pool2d_backward_scalar
         run(factory(index_type(max(dx.size, dy.size)), geometry, bool(count_include_pad)), dy, dx, dx.size)
 
 

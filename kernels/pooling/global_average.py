@@ -8,10 +8,11 @@ from typing import Any
 
 from numba import cuda, float32, int64, uint32
 
+from kernels.choice import choose, vectors
 from kernels.device import index_type
 from kernels.errors import ShapeError, require_shape
 from kernels.intrinsics import load4, store4
-from kernels.launch import Array, Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques, wide
+from kernels.launch import Array, Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques
 
 BLOCK = 256
 
@@ -103,6 +104,8 @@ def global_avg_pool2d_backward_vector(index: Any, pixels: int, c: int) -> Launch
 def global_avg_pool2d_forward(run: Runner, x: Array, y: Array, *, technique: str | None = None) -> None:
     """Launch on `run`. Raises ShapeError unless x is (n, h, w, c), not empty in h and w, and y (n, c)."""
     n, pixels, c = _sizes("global_avg_pool2d_forward", "x", x, "y", y)
+    options = ("shared", True, "the threads of a block share the pixels of a channel"), ("serial", True, "")
+    technique = choose(run, "global_avg_pool2d_forward", technique, options, x=x, y=y)
     if y.size == 0:
         return
     if technique == "serial":
@@ -115,13 +118,12 @@ def global_avg_pool2d_forward(run: Runner, x: Array, y: Array, *, technique: str
 def global_avg_pool2d_backward(run: Runner, dy: Array, dx: Array, *, technique: str | None = None) -> None:
     """Launch on `run`. Raises ShapeError unless dx is (n, h, w, c) and dy (n, c).
 
-    The vector technique falls back on the scalar one where c is no multiple of 4, or an array starts at no multiple of
-    16 bytes.
+    The vector technique takes arrays that start at multiples of 16 bytes, with channels in multiples of 4; asked for
+    others it raises TechniqueError.
     """
     _, pixels, c = _sizes("global_avg_pool2d_backward", "dx", dx, "dy", dy)
+    vector = vectors(run, "global_avg_pool2d_backward", technique, {"channels": c}, dy=dy, dx=dx)
     if dx.size:
-        fours = c % 4 == 0 and wide(dy, dx)
-        vector = technique != "scalar" and fours
         factory = global_avg_pool2d_backward_vector if vector else global_avg_pool2d_backward_scalar
         run(factory(index_type(dx.size), pixels, c), dy, dx, dx.size)
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from numba import cuda, float32, int32, int64, uint32
 
+from kernels.choice import vectors
 from kernels.device import index_type, inlined
 from kernels.intrinsics import load4, store4
-from kernels.launch import Array, Cost, Floats, Int32s, Int64, Launch, Runner, blocks_for, kernel, techniques, wide
+from kernels.launch import Array, Cost, Floats, Int32s, Int64, Launch, Runner, blocks_for, kernel, techniques
 from kernels.pooling.geometry import Geometry, geometry_of, places
 from kernels.window import Pair
 
@@ -175,14 +176,14 @@ def max_pool2d_forward(
 ) -> None:
     """Launch on `run`. Raises ShapeError where shapes do not fit.
 
-    The vector technique falls back on the scalar one where c is no multiple of 4, or an array starts at no multiple of
-    16 bytes.
+    The vector technique takes arrays that start at multiples of 16 bytes, with channels in multiples of 4; asked for
+    others it raises TechniqueError.
     """
     pooled, window = {"y": y, "index": index}, (kernel, stride, padding, dilation, ceil_mode)
     geometry = geometry_of("max_pool2d_forward", ("x", x), pooled, *window)
+    vector = vectors(run, "max_pool2d_forward", technique, {"channels": geometry.c}, x=x, y=y, index=index)
     if y.size:
-        fours = geometry.c % 4 == 0 and wide(x, y, index)
-        factory = max_pool2d_forward_vector if technique != "scalar" and fours else max_pool2d_forward_scalar
+        factory = max_pool2d_forward_vector if vector else max_pool2d_forward_scalar
         run(factory(index_type(max(x.size, y.size)), geometry), x, y, index, y.size)
 
 
@@ -203,9 +204,9 @@ def max_pool2d_backward(
     """Launch on `run`; `index` is forward's. Errors and techniques as in `max_pool2d_forward`."""
     pooled, window = {"dy": dy, "index": index}, (kernel, stride, padding, dilation, ceil_mode)
     geometry = geometry_of("max_pool2d_backward", ("dx", dx), pooled, *window)
+    vector = vectors(run, "max_pool2d_backward", technique, {"channels": geometry.c}, dy=dy, index=index, dx=dx)
     if dx.size:
-        fours = geometry.c % 4 == 0 and wide(dy, index, dx)
-        factory = max_pool2d_backward_vector if technique != "scalar" and fours else max_pool2d_backward_scalar
+        factory = max_pool2d_backward_vector if vector else max_pool2d_backward_scalar
         run(factory(index_type(max(dx.size, dy.size)), geometry), dy, index, dx, dx.size)
 
 

@@ -5,27 +5,67 @@ without one; `get_backend("reference")` computes every operation by its float64 
 held against.
 """
 
-from typing import NamedTuple
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from minidl.backends.protocol import Array, Backend, BatchStatistics, Pair, Shape
-from minidl.errors import DeviceError
+from minidl.errors import ConfigError, DeviceError
 
 DEVICES = ("auto", "cpu", "cuda", "emulator")
-_created: dict[tuple[str, int | None], Backend] = {}
+# What a device's convolutions and linear layers can be computed in, its own choice first. "tf32" rounds their factors
+# to 10 bits of fraction, for tensor cores, and adds in float32; everything else is float32 in either.
+PRECISIONS = {"cuda": ("tf32", "fp32"), "emulator": ("fp32", "tf32")}
+NAMES_OF_PRECISIONS = ("fp32", "tf32")
+_FP32 = NAMES_OF_PRECISIONS[:1]
+_created: dict[tuple[str, int | None, str], Backend] = {}
 
 
-def get_backend(name: str, threads: int | None = None) -> Backend:
-    """The backend of that name; the same object every time. Raises DeviceError where it cannot run.
+def get_backend(name: str, threads: int | None = None, precision: str | None = None) -> Backend:
+    """The backend of that name; the same object every time.
 
-    `threads` is the CPU's.
+    Args:
+        name: Of the device.
+        threads: The CPU's.
+        precision: "fp32" or "tf32"; the device's own choice by default.
+
+    Raises:
+        ConfigError: The device has no such precision.
+        DeviceError: It cannot run, or there is no such device.
     """
-    key = name, threads if name == "cpu" else None
+    key = name, threads if name == "cpu" else None, _precision(name, precision)
     if key not in _created:
         _created[key] = _create(*key)
     return _created[key]
 
 
-def _create(name: str, threads: int | None) -> Backend:
+def _precision(device: str, precision: str | None) -> str:
+    known = PRECISIONS.get(device, _FP32)
+    if precision is None:
+        return known[0]
+    if precision not in known:
+        others = " and ".join(f"device {name}" for name, has in PRECISIONS.items() if precision in has)
+        there = f"; {others} have it" if others else ""
+        raise ConfigError(f"--precision {precision}: device {device} computes in {' or '.join(known)} only{there}")
+    return precision
+
+
+@contextlib.contextmanager
+def in_precision(backend: Backend, precision: str) -> Iterator[None]:
+    """Inside, `backend` computes in that precision, where it has several."""
+    chooser: Any = backend
+    before = backend.precision
+    if before == precision:
+        yield
+        return
+    chooser.precision = precision
+    try:
+        yield
+    finally:
+        chooser.precision = before
+
+
+def _create(name: str, threads: int | None, precision: str) -> Backend:
     if name == "cpu":
         from minidl.backends.cpu import CpuBackend
 
@@ -40,14 +80,14 @@ def _create(name: str, threads: int | None) -> Backend:
     if name == "emulator":
         from minidl.backends.emulated import EmulatorBackend
 
-        return EmulatorBackend()
+        return EmulatorBackend(precision=precision)
     if name == "cuda":
         why = why_no_cuda()
         if why is None:
             from minidl.backends.cuda import CudaBackend
 
             try:
-                return CudaBackend()
+                return CudaBackend(precision=precision)
             except (ImportError, RuntimeError) as error:
                 why = str(error)
         raise DeviceError(f"device cuda cannot be used: {why}; use --device cpu (or auto, which takes it)")
@@ -69,17 +109,33 @@ class Choice(NamedTuple):
     why: str
 
 
-def choose(device: str, threads: int | None = None) -> Choice:
-    """The backend for --device. "auto" takes a GPU where one can be used; asking for one that cannot be is an error."""
+def choose(device: str, threads: int | None = None, precision: str | None = None) -> Choice:
+    """The backend for --device. "auto" takes a GPU where one can be used; asking for one that cannot be is an error.
+
+    So is a --precision that the device has not. Raises ConfigError and DeviceError.
+    """
     if device != "auto":
-        return Choice(get_backend(device, threads), "asked for")
+        return Choice(get_backend(device, threads, precision), "asked for")
     why = why_no_cuda()
     if why is None:
         try:
-            return Choice(get_backend("cuda"), "the GPU that is here")
+            return Choice(get_backend("cuda", precision=precision), "the GPU that is here")
         except DeviceError as error:
             why = str(error)
-    return Choice(get_backend("cpu", threads), why)
+    return Choice(get_backend("cpu", threads, precision), why)
 
 
-__all__ = ["DEVICES", "Array", "Backend", "BatchStatistics", "Choice", "Pair", "Shape", "choose", "get_backend"]
+__all__ = [
+    "DEVICES",
+    "NAMES_OF_PRECISIONS",
+    "PRECISIONS",
+    "Array",
+    "Backend",
+    "BatchStatistics",
+    "Choice",
+    "Pair",
+    "Shape",
+    "choose",
+    "get_backend",
+    "in_precision",
+]

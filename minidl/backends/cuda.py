@@ -10,18 +10,20 @@ from minidl.backends.protocol import Array, Shape
 
 
 class CudaBackend(DeviceBackend):
-    """`Backend` on the GPU that is current in CuPy. Memory comes from CuPy's pool, which keeps what is dropped."""
+    """`Backend` on the GPU that is current in CuPy. Memory comes from CuPy's pool, which keeps what is dropped.
+
+    Convolutions and linear layers are in TF32 unless "fp32" is asked for, as PyTorch's convolutions are.
+    """
 
     name = "cuda"
-    key = (name,)
     run: GpuRunner
 
-    def __init__(self, run: GpuRunner | None = None) -> None:
-        super().__init__(GpuRunner() if run is None else run)
+    def __init__(self, run: GpuRunner | None = None, precision: str = "tf32") -> None:
+        super().__init__(GpuRunner() if run is None else run, precision)
         self.cupy = self.run.cupy
 
     def describe(self) -> str:
-        return f"cuda, {self.run.describe()}"
+        return f"cuda, {self.run.describe()}, in {self.precision.upper()}"
 
     def empty(self, shape: Shape, dtype: Any = None) -> Array:
         return self.run.empty(shape, self.dtype if dtype is None else dtype)

@@ -23,10 +23,11 @@ from kernels import (
     pooling,
     scale,
     softmax,
+    steps,
 )
 from kernels.augmentation import draw_augmentation
 from kernels.images import gather_images, gather_labels
-from kernels.launch import Runner
+from kernels.launch import Graph, Runner
 from kernels.loss import cross_entropy
 from kernels.rows import scale_rows
 from minidl.backends.protocol import Array, BatchStatistics, Pair
@@ -39,14 +40,21 @@ class DeviceBackend(Registered):
 
     Attributes:
         run: Runs kernels.
+        precision: Of convolutions and linear layers whose technique is not asked for by name: "fp32", or "tf32" to
+            take tensor cores where the shapes suit them.
         checks_targets: Whether the loss waits to see that each target is a class. A CUDA graph cannot wait; without the
             check, a target that is none makes the loss NaN.
     """
 
+    captures = True
+
+    name: str
     dtype: np.dtype[Any] = np.dtype(np.float32)
 
-    def __init__(self, run: Runner) -> None:
+    def __init__(self, run: Runner, precision: str = "fp32") -> None:
         self.run = run
+        self.precision = precision
+        self.key = self.name, None, precision
         self.checks_targets = True
         self._chosen: dict[str, str] = {}
 
@@ -72,28 +80,41 @@ class DeviceBackend(Registered):
             options["technique"] = technique
         return host(self.run, *args, **options)
 
+    def capture(self, function: Callable[[], Any], warm_up: int = 1) -> Graph:
+        """See `Backend`."""
+        checks = self.checks_targets
+
+        def recorded() -> None:
+            self.checks_targets = checks and not self.run.capturing
+            try:
+                function()
+            finally:
+                self.checks_targets = checks
+
+        return self.run.capture(recorded, warm_up)
+
     # Convolution and linear.
 
     def conv2d_forward(self, x: Array, w: Array, bias: Array | None, y: Array, stride: Pair, padding: Pair) -> None:
-        self._launch(conv.conv2d_forward, x, w, bias, y, stride, padding)
+        self._launch(conv.conv2d_forward, x, w, bias, y, stride, padding, precision=self.precision)
 
     def conv2d_backward_input(self, dy: Array, w: Array, dx: Array, stride: Pair, padding: Pair) -> None:
-        self._launch(conv.conv2d_backward_input, dy, w, dx, stride, padding)
+        self._launch(conv.conv2d_backward_input, dy, w, dx, stride, padding, precision=self.precision)
 
     def conv2d_backward_weight(self, x: Array, dy: Array, dw: Array, stride: Pair, padding: Pair) -> None:
-        self._launch(conv.conv2d_backward_weight, x, dy, dw, stride, padding)
+        self._launch(conv.conv2d_backward_weight, x, dy, dw, stride, padding, precision=self.precision)
 
     def bias_backward(self, dy: Array, db: Array) -> None:
         self._launch(conv.bias_backward, dy, db)
 
     def linear_forward(self, x: Array, w: Array, bias: Array | None, y: Array) -> None:
-        self._launch(linear.linear_forward, x, w, bias, y)
+        self._launch(linear.linear_forward, x, w, bias, y, precision=self.precision)
 
     def linear_backward_input(self, dy: Array, w: Array, dx: Array) -> None:
-        self._launch(linear.linear_backward_input, dy, w, dx)
+        self._launch(linear.linear_backward_input, dy, w, dx, precision=self.precision)
 
     def linear_backward_weight(self, x: Array, dy: Array, dw: Array) -> None:
-        self._launch(linear.linear_backward_weight, x, dy, dw)
+        self._launch(linear.linear_backward_weight, x, dy, dw, precision=self.precision)
 
     # Batch normalization.
 
@@ -104,9 +125,12 @@ class DeviceBackend(Registered):
         self._launch(batchnorm.batchnorm_running_statistics, mean, var, eps, out)
 
     def batchnorm_update_running(
-        self, batch: BatchStatistics, rows: int, factor: float, running_mean: Array, running_var: Array
+        self, batch: BatchStatistics, rows: int, factor: float | Array, running_mean: Array, running_var: Array
     ) -> None:
         self._launch(batchnorm.batchnorm_update_running, batch, rows, factor, running_mean, running_var)
+
+    def cumulative_weight(self, count: Array, part: int, parts: int, weight: Array) -> None:
+        self._launch(batchnorm.cumulative_weight, count, part, parts, weight)
 
     def batchnorm_apply(
         self, x: Array, statistics: BatchStatistics, gamma: Array | None, beta: Array | None, y: Array, relu: bool
@@ -128,6 +152,19 @@ class DeviceBackend(Registered):
     ) -> None:
         parameters = gamma, beta, dx, dgamma, dbeta
         self._launch(batchnorm.batchnorm_backward, x, dy, statistics, *parameters, training, relu)
+
+    def batchnorm_forward(
+        self,
+        x: Array,
+        gamma: Array | None,
+        beta: Array | None,
+        eps: float,
+        out: BatchStatistics,
+        y: Array,
+        relu: bool,
+        residual: Array | None = None,
+    ) -> None:
+        self._launch(batchnorm.batchnorm_forward, x, gamma, beta, eps, out, y, relu, residual)
 
     def batchnorm_add_relu_apply(
         self, x: Array, residual: Array, statistics: BatchStatistics, gamma: Array | None, beta: Array | None, y: Array
@@ -202,7 +239,7 @@ class DeviceBackend(Registered):
     def channels_last(self, x: Array, y: Array) -> None:
         self._launch(channels.channels_last, x, y)
 
-    def dropout(self, x: Array, y: Array, p: float, seed: int, stream: int, call: int) -> None:
+    def dropout(self, x: Array, y: Array, p: float, seed: int, stream: int, call: Array) -> None:
         self._launch(dropout.dropout, x, y, p, seed, stream, call)
 
     def noise_forward(
@@ -214,12 +251,12 @@ class DeviceBackend(Registered):
         jitter: float,
         seed: int,
         stream: int,
-        call: int,
+        call: Array,
     ) -> None:
         self._launch(noise.noise_forward, x, y, offset, scale, jitter, seed, stream, call)
 
     def noise_backward(
-        self, dy: Array, dx: Array, scale: float, jitter: float, seed: int, stream: int, call: int
+        self, dy: Array, dx: Array, scale: float, jitter: float, seed: int, stream: int, call: Array
     ) -> None:
         self._launch(noise.noise_backward, dy, dx, scale, jitter, seed, stream, call)
 
@@ -318,8 +355,10 @@ class DeviceBackend(Registered):
     def scale_rows(self, x: Array, factors: Array, y: Array) -> None:
         self._launch(scale_rows, x, factors, y)
 
-    def count_correct(self, logits: Array, targets: Array, correct: Array) -> None:
-        self._launch(metrics.count_correct, logits, targets, correct)
+    def append_result(
+        self, logits: Array, targets: Array, loss: Array, count: Array, losses: Array, corrects: Array
+    ) -> None:
+        self._launch(metrics.append_result, logits, targets, loss, count, losses, corrects)
 
     def all_finite(self, x: Array) -> bool:
         return bool(self._launch(metrics.all_finite, x))
@@ -331,12 +370,10 @@ class DeviceBackend(Registered):
         values: Sequence[Array],
         grads: Sequence[Array],
         velocities: Sequence[Array],
-        lr: float,
-        momentum: float,
-        weight_decay: float,
+        numbers: Array,
         nesterov: bool,
     ) -> None:
-        self._launch(optimizer.sgd, values, grads, velocities, lr, momentum, weight_decay, nesterov)
+        self._launch(optimizer.sgd, values, grads, velocities, numbers, nesterov)
 
     def adam(
         self,
@@ -344,19 +381,23 @@ class DeviceBackend(Registered):
         grads: Sequence[Array],
         first_moments: Sequence[Array],
         second_moments: Sequence[Array],
-        step: int,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
+        numbers: Array,
     ) -> None:
-        numbers = step, lr, beta1, beta2, eps, weight_decay, decoupled
-        self._launch(optimizer.adam, values, grads, first_moments, second_moments, *numbers)
+        self._launch(optimizer.adam, values, grads, first_moments, second_moments, numbers)
 
-    def moving_average(self, averages: Sequence[Array], values: Sequence[Array], decay: float) -> None:
-        self._launch(averaging.moving_average, averages, values, decay)
+    def moving_average(self, averages: Sequence[Array], values: Sequence[Array], weight: Array) -> None:
+        self._launch(averaging.moving_average, averages, values, weight)
+
+    # What changes from step to step.
+
+    def begin_step(self, order: Array, plan: Array, step: Array, size: int, index: Array, numbers: Array) -> None:
+        self._launch(steps.begin_step, order, plan, step, size, index, numbers)
+
+    def count_call(self, count: Array, call: Array) -> None:
+        self._launch(steps.count_call, count, call)
+
+    def append_number(self, value: Array, count: Array, log: Array) -> None:
+        self._launch(steps.append_number, value, count, log)
 
     def global_norm(self, arrays: Sequence[Array], norm: Array) -> None:
         self._launch(gradient_norm.global_norm, arrays, norm)
@@ -376,7 +417,7 @@ class DeviceBackend(Registered):
         crop_padding: int,
         flip: bool,
         seed: int,
-        epoch: int,
+        epoch: Array,
     ) -> None:
         numbers = image_size, crop_padding, flip, seed, epoch
         self._launch(draw_augmentation, index, shifts, flips, centres, *numbers)
@@ -416,6 +457,7 @@ _MODULES = (
     pooling,
     scale,
     softmax,
+    steps,
 )
 _ONE_BY_ONE: list[Callable[..., Any]] = [
     cross_entropy,

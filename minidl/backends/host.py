@@ -1,14 +1,24 @@
 """Arrays in host memory: what the backends share whose arrays are NumPy's."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from kernels.launch import Graph
 
 
 class HostMemory:
     """The memory part of `Backend` for NumPy arrays."""
 
+    name: str
     dtype: np.dtype[Any]
+    captures = False
+
+    def capture(self, function: Callable[[], Any], warm_up: int = 1) -> Graph:
+        """See `Backend`."""
+        del function, warm_up
+        raise RuntimeError(f"device {self.name} has nothing to capture: its operations are done when they return")
 
     def empty(self, shape: tuple[int, ...], dtype: Any = None) -> np.ndarray:
         return np.empty(shape, self.dtype if dtype is None else dtype)

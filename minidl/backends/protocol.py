@@ -7,12 +7,13 @@ that the caller obtained from `empty`, so whoever reads a layer sees its buffers
 Shapes are validated by the layers, once; operations trust them. Every array is C-contiguous.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from kernels.batch_statistics import BatchStatistics as BatchStatistics  # part of this interface
+from kernels.launch import Graph as Graph
 
 Array = Any  # numpy.ndarray on the CPU, cupy.ndarray on a GPU
 Shape = tuple[int, ...]
@@ -24,6 +25,8 @@ class Backend(Protocol):
 
     name: str  # "cpu", "cuda", "emulator" or "reference"
     dtype: np.dtype[Any]  # of activations and parameters: float32, or float64 on the reference
+    captures: bool  # whether `capture` works
+    precision: str  # of convolutions and linear layers: "fp32" or "tf32"
 
     # Memory. `empty` draws on an arena: memory returns to it when the last reference to the array is dropped, so after
     # the first step of a training loop nothing is allocated.
@@ -44,6 +47,13 @@ class Backend(Protocol):
 
     def describe(self) -> str:
         """The device in a few words, for people."""
+
+    def capture(self, function: Callable[[], Any], warm_up: int = 1) -> Graph:
+        """Record what `function()` asks of the device, after running it `warm_up` times for real; see `Runner.capture`.
+
+        Targets are not looked at while it records: where one is no class, the loss is NaN in a replay. Raises
+        RuntimeError if something was asked for that cannot be recorded, or the device has no such thing.
+        """
 
     # Convolution (kernels/conv). x (n, h, w, c_in), w (kh, kw, c_in, c_out), bias (c_out,) or None,
     # y (n, ho, wo, c_out).
@@ -66,9 +76,18 @@ class Backend(Protocol):
         """The running estimates in the form that `batchnorm_apply` reads: shift = mean, delta = 0."""
 
     def batchnorm_update_running(
-        self, batch: BatchStatistics, rows: int, factor: float, running_mean: Array, running_var: Array
+        self, batch: BatchStatistics, rows: int, factor: float | Array, running_mean: Array, running_var: Array
     ) -> None:
-        """Running += factor * (batch - running), in place; the variance that enters is unbiased (rows / (rows - 1))."""
+        """Running += factor * (batch - running), in place; the variance that enters is unbiased (rows / (rows - 1)).
+
+        A factor that changes from step to step is (), on the device.
+        """
+
+    def cumulative_weight(self, count: Array, part: int, parts: int, weight: Array) -> None:
+        """Weight () = 1 / (parts * (count + 1) - (parts - part)): of a part, from 1, in the mean over all batches.
+
+        `count` () uint32, the batches before.
+        """
 
     def batchnorm_apply(
         self, x: Array, statistics: BatchStatistics, gamma: Array | None, beta: Array | None, y: Array, relu: bool
@@ -92,6 +111,22 @@ class Backend(Protocol):
 
         With `relu`, dy is the gradient of max(y, 0), and the sign of y is recomputed from x exactly as forward did.
         dgamma and dbeta are None where the layer has no gamma and beta, or what is frozen needs no gradient.
+        """
+
+    def batchnorm_forward(
+        self,
+        x: Array,
+        gamma: Array | None,
+        beta: Array | None,
+        eps: float,
+        out: BatchStatistics,
+        y: Array,
+        relu: bool,
+        residual: Array | None = None,
+    ) -> None:
+        """Training's `batchnorm_statistics` into `out` and `batchnorm_apply` by them into y, which may be one launch.
+
+        With a residual, `batchnorm_add_relu_apply` by them; `relu` is then true. x has at least one row.
         """
 
     # The end of a residual block; residual and dresidual are like x.
@@ -168,9 +203,10 @@ class Backend(Protocol):
     def channels_last(self, x: Array, y: Array) -> None:
         """The inverse of `channels_first`: x (n, c*h*w) to y (n, h, w, c)."""
 
-    def dropout(self, x: Array, y: Array, p: float, seed: int, stream: int, call: int) -> None:
+    def dropout(self, x: Array, y: Array, p: float, seed: int, stream: int, call: Array) -> None:
         """Y = x / (1 - p) where kept, else 0; the mask is a function of (seed, stream, call, index) alone.
 
+        `call` () uint32, as `count_call` writes it.
         Forward and backward are the same operation: backward applies it to dy with the same numbers.
         """
 
@@ -184,16 +220,16 @@ class Backend(Protocol):
         jitter: float,
         seed: int,
         stream: int,
-        call: int,
+        call: Array,
     ) -> None:
         """Y = s * x + m, both functions of (seed, stream to stream + 3, call, index) alone.
 
         A channel draws sigma ~ U(1, scale) and mu ~ U(-offset, offset), its elements s ~ U(sigma -+ jitter) and
-        m ~ U(mu -+ jitter).
+        m ~ U(mu -+ jitter). `call` () uint32.
         """
 
     def noise_backward(
-        self, dy: Array, dx: Array, scale: float, jitter: float, seed: int, stream: int, call: int
+        self, dy: Array, dx: Array, scale: float, jitter: float, seed: int, stream: int, call: Array
     ) -> None:
         """Dx = s * dy, with the s that forward had for the same numbers."""
 
@@ -274,8 +310,14 @@ class Backend(Protocol):
     def scale_rows(self, x: Array, factors: Array, y: Array) -> None:
         """Y (n, c) = x (n, c), each row times its own of `factors` (n,)."""
 
-    def count_correct(self, logits: Array, targets: Array, correct: Array) -> None:
-        """`correct` () int64: rows whose largest logit, the first of equals, is at their target; none with NaN."""
+    def append_result(
+        self, logits: Array, targets: Array, loss: Array, count: Array, losses: Array, corrects: Array
+    ) -> None:
+        """Losses[count] = loss (), corrects[count] = rows whose largest logit is at their target; count + 1.
+
+        Of equal logits the first leads; a row with NaN is not correct. count () int64; corrects int64, like losses
+        (N,); the caller sees to it that there is room.
+        """
 
     def all_finite(self, x: Array) -> bool: ...
 
@@ -285,12 +327,10 @@ class Backend(Protocol):
         values: Sequence[Array],
         grads: Sequence[Array],
         velocities: Sequence[Array],
-        lr: float,
-        momentum: float,
-        weight_decay: float,
+        numbers: Array,
         nesterov: bool,
     ) -> None:
-        """`velocities` is empty when momentum is 0."""
+        """`velocities` is empty when momentum is 0. `numbers` (3,): lr, momentum, weight decay."""
 
     def adam(
         self,
@@ -298,18 +338,22 @@ class Backend(Protocol):
         grads: Sequence[Array],
         first_moments: Sequence[Array],
         second_moments: Sequence[Array],
-        step: int,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
+        numbers: Array,
     ) -> None:
-        """`step` counts from 1. `decoupled` is AdamW's weight decay, otherwise decay is added to the gradient."""
+        """Adam and AdamW; `numbers` (9,) are those of `adam_numbers` in kernels/updates.py."""
 
-    def moving_average(self, averages: Sequence[Array], values: Sequence[Array], decay: float) -> None:
-        """Average += (1 - decay) * (value - average), for each pair, in place (kernels/averaging.py)."""
+    def moving_average(self, averages: Sequence[Array], values: Sequence[Array], weight: Array) -> None:
+        """Average += weight * (value - average), for each pair, in place; weight () (kernels/averaging.py)."""
+
+    # What changes from step to step (kernels/steps.py): it lies on the device, so that a captured step can be replayed.
+    def begin_step(self, order: Array, plan: Array, step: Array, size: int, index: Array, numbers: Array) -> None:
+        """Index (n,) = order[step * size :][:n], int64, and numbers (k,) = plan[step]; then step () int64 + 1."""
+
+    def count_call(self, count: Array, call: Array) -> None:
+        """Call () = count (), both uint32; then count + 1."""
+
+    def append_number(self, value: Array, count: Array, log: Array) -> None:
+        """Log[count] = value (); then count () int64 + 1. The caller sees to it that there is room."""
 
     # Gradient clipping (kernels/gradient_norm.py); the norm stays on the device.
     def global_norm(self, arrays: Sequence[Array], norm: Array) -> None:
@@ -329,9 +373,9 @@ class Backend(Protocol):
         crop_padding: int,
         flip: bool,
         seed: int,
-        epoch: int,
+        epoch: Array,
     ) -> None:
-        """What happens to the images `index` (n,) int64 in this epoch, each image's a function of (seed, epoch, image).
+        """What happens to the images `index` (n,) int64 in epoch () uint32: a function of (seed, epoch, image) each.
 
         shifts (n, 2) int32, uniform in -crop_padding..crop_padding; flips (n,) bool, half of them where `flip`, else
         none; centres (n, 2) int32, uniform over the pixels of images of `image_size` (h, w).

@@ -27,6 +27,7 @@ from kernels import (
     rows,
     scale,
     softmax,
+    steps,
 )
 from kernels.augmentation import draw_augmentation_reference
 from kernels.images import gather_images_reference, gather_labels_reference
@@ -81,10 +82,18 @@ class ReferenceBackend(HostMemory, Registered):
         _assign(out, batchnorm.batchnorm_running_statistics_reference(mean, var, eps))
 
     def batchnorm_update_running(
-        self, batch: BatchStatistics, rows: int, factor: float, running_mean: np.ndarray, running_var: np.ndarray
+        self,
+        batch: BatchStatistics,
+        rows: int,
+        factor: float | np.ndarray,
+        running_mean: np.ndarray,
+        running_var: np.ndarray,
     ) -> None:
         after = batchnorm.batchnorm_update_running_reference(batch, rows, factor, running_mean, running_var)
         _assign((running_mean, running_var), after)
+
+    def cumulative_weight(self, count: np.ndarray, part: int, parts: int, weight: np.ndarray) -> None:
+        weight[...] = batchnorm.cumulative_weight_reference(int(count), part, parts)
 
     def batchnorm_apply(
         self,
@@ -112,6 +121,20 @@ class ReferenceBackend(HostMemory, Registered):
     ) -> None:
         gradients = batchnorm.batchnorm_backward_reference(x, dy, statistics, gamma, beta, training, relu)
         _assign_wanted((dx, dgamma, dbeta), gradients)
+
+    def batchnorm_forward(
+        self,
+        x: np.ndarray,
+        gamma: np.ndarray | None,
+        beta: np.ndarray | None,
+        eps: float,
+        out: BatchStatistics,
+        y: np.ndarray,
+        relu: bool,
+        residual: np.ndarray | None = None,
+    ) -> None:
+        statistics, y[...] = batchnorm.batchnorm_forward_reference(x, gamma, beta, eps, relu, residual)
+        _assign(out, statistics)
 
     def batchnorm_add_relu_apply(
         self,
@@ -201,8 +224,8 @@ class ReferenceBackend(HostMemory, Registered):
     def channels_last(self, x: np.ndarray, y: np.ndarray) -> None:
         y[...] = channels.channels_last_reference(x, y.shape)
 
-    def dropout(self, x: np.ndarray, y: np.ndarray, p: float, seed: int, stream: int, call: int) -> None:
-        y[...] = dropout.dropout_reference(x, p, seed, stream, call)
+    def dropout(self, x: np.ndarray, y: np.ndarray, p: float, seed: int, stream: int, call: np.ndarray) -> None:
+        y[...] = dropout.dropout_reference(x, p, seed, stream, int(call))
 
     def noise_forward(
         self,
@@ -213,14 +236,14 @@ class ReferenceBackend(HostMemory, Registered):
         jitter: float,
         seed: int,
         stream: int,
-        call: int,
+        call: np.ndarray,
     ) -> None:
-        y[...] = noise.noise_forward_reference(x, offset, scale, jitter, seed, stream, call)
+        y[...] = noise.noise_forward_reference(x, offset, scale, jitter, seed, stream, int(call))
 
     def noise_backward(
-        self, dy: np.ndarray, dx: np.ndarray, scale: float, jitter: float, seed: int, stream: int, call: int
+        self, dy: np.ndarray, dx: np.ndarray, scale: float, jitter: float, seed: int, stream: int, call: np.ndarray
     ) -> None:
-        dx[...] = noise.noise_backward_reference(dy, scale, jitter, seed, stream, call)
+        dx[...] = noise.noise_backward_reference(dy, scale, jitter, seed, stream, int(call))
 
     def draw_augmentation(
         self,
@@ -232,9 +255,9 @@ class ReferenceBackend(HostMemory, Registered):
         crop_padding: int,
         flip: bool,
         seed: int,
-        epoch: int,
+        epoch: np.ndarray,
     ) -> None:
-        drawn = draw_augmentation_reference(index, image_size, crop_padding, flip, seed, epoch)
+        drawn = draw_augmentation_reference(index, image_size, crop_padding, flip, seed, int(epoch))
         _assign((shifts, flips, centres), drawn)
 
     def gather_images(
@@ -348,8 +371,16 @@ class ReferenceBackend(HostMemory, Registered):
     def scale_rows(self, x: np.ndarray, factors: np.ndarray, y: np.ndarray) -> None:
         y[...] = rows.scale_rows_reference(x, factors)
 
-    def count_correct(self, logits: np.ndarray, targets: np.ndarray, correct: np.ndarray) -> None:
-        correct[...] = metrics.count_correct_reference(logits, targets)
+    def append_result(
+        self,
+        logits: np.ndarray,
+        targets: np.ndarray,
+        loss: np.ndarray,
+        count: np.ndarray,
+        losses: np.ndarray,
+        corrects: np.ndarray,
+    ) -> None:
+        metrics.append_result_reference(logits, targets, loss, count, losses, corrects)
 
     def all_finite(self, x: np.ndarray) -> bool:
         return metrics.all_finite_reference(x)
@@ -359,14 +390,13 @@ class ReferenceBackend(HostMemory, Registered):
         values: Sequence[np.ndarray],
         grads: Sequence[np.ndarray],
         velocities: Sequence[np.ndarray],
-        lr: float,
-        momentum: float,
-        weight_decay: float,
+        numbers: np.ndarray,
         nesterov: bool,
     ) -> None:
         for i, (value, grad) in enumerate(zip(values, grads, strict=True)):
             velocity = velocities[i] if velocities else None
-            after = optimizer.sgd_reference(value, grad, velocity, lr, momentum, weight_decay, nesterov)
+            lr, momentum, decay = numbers
+            after = optimizer.sgd_reference(value, grad, velocity, lr, momentum, decay, nesterov)
             _assign((value,) if velocity is None else (value, velocity), after[: 1 if velocity is None else 2])
 
     def adam(
@@ -375,21 +405,32 @@ class ReferenceBackend(HostMemory, Registered):
         grads: Sequence[np.ndarray],
         first_moments: Sequence[np.ndarray],
         second_moments: Sequence[np.ndarray],
-        step: int,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
+        numbers: np.ndarray,
     ) -> None:
         for value, grad, first, second in zip(values, grads, first_moments, second_moments, strict=True):
-            numbers = step, lr, beta1, beta2, eps, weight_decay, decoupled
-            _assign((value, first, second), optimizer.adam_reference(value, grad, first, second, *numbers))
+            after = optimizer.adam_by_numbers_reference(value, grad, first, second, numbers)
+            _assign((value, first, second), after)
 
-    def moving_average(self, averages: Sequence[np.ndarray], values: Sequence[np.ndarray], decay: float) -> None:
+    def moving_average(self, averages: Sequence[np.ndarray], values: Sequence[np.ndarray], weight: np.ndarray) -> None:
         for average, value in zip(averages, values, strict=True):
-            average[...] = averaging.moving_average_reference(average, value, decay)
+            average[...] = averaging.moving_average_reference(average, value, weight)
+
+    def begin_step(
+        self,
+        order: np.ndarray,
+        plan: np.ndarray,
+        step: np.ndarray,
+        size: int,
+        index: np.ndarray,
+        numbers: np.ndarray,
+    ) -> None:
+        steps.begin_step_reference(order, plan, step, size, index, numbers)
+
+    def count_call(self, count: np.ndarray, call: np.ndarray) -> None:
+        steps.count_call_reference(count, call)
+
+    def append_number(self, value: np.ndarray, count: np.ndarray, log: np.ndarray) -> None:
+        steps.append_number_reference(value, count, log)
 
     def global_norm(self, arrays: Sequence[np.ndarray], norm: np.ndarray) -> None:
         norm[...] = gradient_norm.global_norm_reference(arrays)

@@ -11,6 +11,7 @@ class Registered:
     """
 
     key: tuple[Any, ...]  # what `get_backend` was given
+    precision: str = "fp32"  # of convolutions and linear layers; few devices have another
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self

@@ -22,6 +22,7 @@ COMMANDS = {
     "import": ("minidl.cli.import_weights", "Make a run of weights from PyTorch or ONNX."),
     "monitor": ("minidl.cli.monitor", "Draw what `train --monitor` measured."),
     "verify": ("minidl.cli.verify", "Hold every operation of a device against its float64 definition."),
+    "bench": ("minidl.cli.bench", "Time operations and training steps, beside PyTorch."),
     "models": ("minidl.cli.models", "List the networks: parameters, FLOPs, memory; show the layers of one."),
     "data": ("minidl.cli.data", "List the data sets and check their files."),
     "kernel": ("minidl.cli.kernel", "Compile the GPU kernels, without a GPU, and check their machine code."),

@@ -42,6 +42,7 @@ SHOWN = 4  # layers that are named where there are more
 )
 @options.device
 @options.threads
+@options.precision
 @options.out
 @options.as_json
 def command(
@@ -55,6 +56,7 @@ def command(
     reestimate: Method | None,
     device: str | None,
     threads: int | None,
+    precision: str | None,
     out: str,
     as_json: bool,
 ) -> None:
@@ -62,7 +64,7 @@ def command(
 
     RUN is a run folder or a checkpoint file; without it, the newest run in --out.
     """
-    choice = choose(device or "auto", threads)
+    choice = choose(device or "auto", threads, precision)
     path = run or str(latest(out).path)
     model, metadata, file = load_model(path, choice.backend, which)
     trained = metadata["data"]
@@ -97,7 +99,8 @@ def command(
         summary |= {"images": len(source), "reestimate": reestimate}
         if folded is not None:
             summary |= {"folded": folded.folded, "left": folded.left}
-        click.echo(json.dumps(summary | {"device": choice.backend.name, **result._asdict()}))
+        summary |= {"device": choice.backend.name, "precision": choice.backend.precision}
+        click.echo(json.dumps(summary | result._asdict()))
         return
     click.echo(f"device: {choice.backend.describe()} ({choice.why})")
     if reestimate is not None:

@@ -8,15 +8,19 @@ from typing import Any
 import click
 
 from minidl import nn
+from minidl.backends import Choice, choose
+from minidl.backends.device import DeviceBackend
 from minidl.cli import layout, options
 from minidl.errors import ConfigError
-from minidl.models import FAMILIES, NAMES, build, family_of
+from minidl.lab.explain import Explained, explain
+from minidl.models import FAMILIES, NAMES, build, family_of, require_that_it_trains
 from minidl.models.cost import Cost, LayerCost, cost
 
 Image = tuple[int, int, int]
 
 LARGEST = (256, 256, 4)  # beyond it a number is a slip, and the linear layers of some models would fill the memory
 MOST_CLASSES = 1000
+BATCH_SIZE = 64  # of a training step that is explained
 UNITS = ("", " k", " M", " G", " T")
 HEADS = ("parameters", "FLOPs", "kept")
 
@@ -43,13 +47,41 @@ def _classes(_ctx: click.Context, _parameter: click.Parameter, classes: int) -> 
 @click.option("--image", callback=_image, default="28x28x1", show_default=True, metavar="HxWxC", help="Of images.")
 @click.option("--classes", type=int, callback=_classes, default=10, show_default=True, metavar="N", help="Outputs.")
 @click.option("--norm", default="batch", show_default=True, metavar="NAME", help="As for `minidl train`.")
+@click.option(
+    "--explain",
+    "explaining",
+    is_flag=True,
+    help="The kernel technique that each operation of a training step takes on --device, and why; needs --model.",
+)
+@options.device
+@options.precision
+@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help=f"For --explain.  [default: {BATCH_SIZE}]")
 @options.as_json
-def command(name: str | None, summary: bool, image: Image, classes: int, norm: str, as_json: bool) -> None:
+def command(
+    name: str | None,
+    summary: bool,
+    image: Image,
+    classes: int,
+    norm: str,
+    explaining: bool,
+    device: str | None,
+    precision: str | None,
+    batch_size: int | None,
+    as_json: bool,
+) -> None:
     """List the networks, with parameters, FLOPs and the memory that training them takes.
 
     FLOPs are those of a forward pass of one image: a multiply-add counts as two, and only those of convolutions and
     linear layers count. "kept" is what a training step keeps of each image from forward to backward, in float32.
     """
+    _require_together(
+        name, summary, explaining, {"--device": device, "--precision": precision, "--batch-size": batch_size}
+    )
+    if name is not None and explaining:
+        _explain(
+            name, image, classes, norm, choose(device or "auto", None, precision), batch_size or BATCH_SIZE, as_json
+        )
+        return
     if name is None:
         if summary:
             raise ConfigError("--summary needs --model NAME: it shows the layers of one model")
@@ -68,6 +100,65 @@ def command(name: str | None, summary: bool, image: Image, classes: int, norm: s
         _print([("model", *HEADS), (name, *_numbers(found))], "<>>>")
         click.echo()
         layout.echo(_conditions(image, classes, norm))
+
+
+def _require_together(name: str | None, summary: bool, explaining: bool, of_explain: dict[str, Any]) -> None:
+    """Raise ConfigError where options do not go together."""
+    if explaining and name is None:
+        raise ConfigError("--explain needs --model NAME: it goes through a training step of one model")
+    if explaining and summary:
+        raise ConfigError("--explain and --summary are two tables; ask for one at a time")
+    alone = [option for option, value in of_explain.items() if value is not None]
+    if alone and not explaining:
+        raise ConfigError(f"{alone[0]} goes with --explain: nothing else here depends on it")
+
+
+def _explain(name: str, image: Image, classes: int, norm: str, choice: Choice, batch_size: int, as_json: bool) -> None:
+    """What the operations of a training step take."""
+    device = choice.backend
+    if not isinstance(device, DeviceBackend):
+        if as_json:
+            click.echo(json.dumps({"device": device.name, "operations": []}))
+            return
+        layout.echo(
+            f"device {device.name} has one implementation of each operation, so there is nothing to choose; "
+            "--device emulator says what a GPU's kernels would be"
+        )
+        return
+    model = build(name, image, classes, norm)
+    try:
+        require_that_it_trains(model, image, batch_size)
+    except ValueError as error:
+        raise ConfigError(f"--batch-size {batch_size} is too small for {name}: {error}") from None
+    nn.fuse(model)
+    found = explain(model, image, batch_size, device)
+    if as_json:
+        facts = {"device": device.name, "precision": device.precision, "batch_size": batch_size}
+        click.echo(json.dumps(facts | {"operations": [one._asdict() for one in found]}))
+        return
+    rows: list[tuple[str, ...]] = [("layer", "operation", "arrays", "technique", "why")]
+    before = ""
+    for one in found:
+        rows.append(
+            (one.layer if one.layer != before else "", one.operation, _first_array(one), one.technique, one.why)
+        )
+        before = one.layer
+    _print(rows, "<<<<<")
+    click.echo()
+    layout.echo(
+        f"For a training step of {layout.count(batch_size, 'image')} of {'x'.join(map(str, image))} in "
+        f"{layout.count(classes, 'class', 'classes')}, --norm {norm}, on {device.describe()}. "
+        "Nothing was run to find out."
+    )
+
+
+def _first_array(one: Explained) -> str:
+    """The first array of an operation, with its shape."""
+    for name, shape in one.shapes.items():
+        if isinstance(shape, list):
+            return layout.count(len(shape), "tensor")
+        return f"{name} {'x'.join(map(str, shape))}"
+    return ""
 
 
 def _list(image: Image, classes: int, norm: str, as_json: bool) -> None:

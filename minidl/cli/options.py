@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from minidl.backends import DEVICES
+from minidl.backends import DEVICES, NAMES_OF_PRECISIONS
 
 data_dir = click.option("--data-dir", metavar="DIR", help="Where data sets lie.  [default: $MINIDL_DATA]")
 device = click.option(
@@ -25,6 +25,12 @@ def _validated(_ctx: click.Context, parameter: click.Parameter, value: Any) -> A
 threads = click.option(
     "--threads", type=int, callback=_validated, metavar="N", help="CPU threads.  [default: all cores]"
 )
+precision = click.option(
+    "--precision",
+    type=click.Choice(NAMES_OF_PRECISIONS),
+    help="Of convolutions and linear layers: fp32 is exact float32; tf32 is for tensor cores, with factors rounded to "
+    "10 bits of fraction.  [default: tf32 on a GPU, else fp32]",
+)
 crop_padding = click.option(
     "--crop-padding",
     type=int,
@@ -41,6 +47,11 @@ cutout = click.option(
     type=int,
     metavar="N",
     help="Side in pixels of a square that is cut out at a random place; 0 for none.  [default: by data set]",
+)
+graph = click.option(
+    "--graph/--no-graph",
+    default=None,
+    help="Capture the training step once and replay it; the same bits either way.  [default: graph on a GPU]",
 )
 out = click.option("--out", metavar="DIR", default="runs", show_default=True, help="Folder of the runs.")
 which = click.option(

@@ -58,6 +58,8 @@ def _switch(name: str, text: str) -> Callable[..., Any]:
 @options.cutout
 @options.device
 @options.threads
+@options.precision
+@options.graph
 @_field("--seed", int, "N", "The same seed gives the same bits.", TrainConfig.seed)
 @click.option("--max-steps", type=int, metavar="N", help="Stop after this many steps in all; --resume goes on.")
 @click.option(

@@ -2,7 +2,10 @@
 
 import json
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -12,8 +15,7 @@ from minidl.backends import choose
 from minidl.cli import layout, options
 from minidl.errors import ConfigError
 from minidl.lab import twin
-from minidl.lab.operations import Row
-from minidl.lab.verify import Summary, as_json, plan, summaries, verify
+from minidl.lab.verify import Refusal, Summary, as_json, plan, summaries, verify
 
 SHOWN = 20  # failures in full
 
@@ -47,7 +49,8 @@ def command(
 
     Each technique of each operation runs on every case: shapes around the edges of tiles, hostile numbers, inputs with
     exact answers, unaligned arrays. An error is given as a share of its bound, which is derived from the number of
-    terms, float32 and the inputs; above 1 it fails, and the exit code is 1.
+    terms, the technique's precision and the inputs; above 1 it fails, and the exit code is 1. A case that a technique
+    cannot take is counted as such. "default" is the choice left to the operation, on what its last technique refuses.
     """
     choice = choose(device or "auto", threads)
     to_stderr = file == "-"
@@ -62,6 +65,7 @@ def command(
         return
     tasks = [task for name in names or (None,) for task in plan(choice.backend, name, pattern)]
     _require_writable(file)
+    refused: list[Refusal] = []
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -72,9 +76,13 @@ def command(
     ) as bar:
         shown = bar.add_task("verify", total=len(tasks))
         rows = verify(
-            choice.backend, tasks, seed, done=lambda task: bar.update(shown, advance=1, description=task.operation)
+            choice.backend,
+            tasks,
+            seed,
+            done=lambda task: bar.update(shown, advance=1, description=task.operation),
+            refused=refused.append,
         )
-    for line in table(list(summaries(rows))):
+    for line in table(list(summaries(rows, refused)), refused):
         click.echo(line, err=to_stderr)
     failures = [row for row in rows if not row.passed]
     for row in failures[:SHOWN]:
@@ -82,23 +90,28 @@ def command(
     if len(failures) > SHOWN:
         click.echo(f"and {layout.count(len(failures) - SHOWN, 'more failure')}", err=to_stderr)
     cases = len({(row.op, row.variant, row.case) for row in rows})
-    click.echo(f"{layout.count(cases, 'case')}, {layout.count(len(failures), 'failure')}", err=to_stderr)
+    not_taken = f", {len(refused):,} not taken by their technique" if refused else ""
+    click.echo(f"{layout.count(cases, 'case')}, {layout.count(len(failures), 'failure')}{not_taken}", err=to_stderr)
     if file is not None:
-        _write(file, rows)
+        _write(file, as_json(rows, refused))
     if failures:
         ctx.exit(1)
 
 
-def table(found: list[Summary]) -> list[str]:
-    """Lines: operation, technique, cases, worst error / bound and where."""
-    rows = [("operation", "technique", "cases", "worst error/bound", "where")]
+def table(found: list[Summary], refused: Sequence[Refusal] = ()) -> list[str]:
+    """Lines: operation, technique, cases, those that it does not take, worst error / bound and where."""
+    rows = [("operation", "technique", "cases", "not taken", "worst error/bound", "where")]
     for summary in found:
         worst = summary.worst
         place = worst.output + (f"[{', '.join(map(str, worst.index))}]" if worst.index else "")
         where = f"{place} of {worst.case}" if worst.ratio > 0 else "exact"
         ratio = f"{worst.ratio:.3f}{'' if summary.passed else '  FAILED'}"
-        rows.append((summary.operation, summary.technique, str(summary.cases), ratio, where))
-    return layout.table(rows, "<<>><")
+        not_taken = str(summary.refused) if summary.refused else ""
+        rows.append((summary.operation, summary.technique, str(summary.cases), not_taken, ratio, where))
+    ran = {(summary.operation, summary.technique) for summary in found}
+    idle = Counter((one.operation, one.technique) for one in refused if (one.operation, one.technique) not in ran)
+    rows += [(operation, technique, "0", str(number), "", "") for (operation, technique), number in idle.items()]
+    return layout.table(rows, "<<>>><")
 
 
 def _require_writable(file: str | None) -> None:
@@ -112,8 +125,8 @@ def _require_writable(file: str | None) -> None:
         raise ConfigError(f"--json {file or repr(file)}: cannot be written ({error.strerror})") from None
 
 
-def _write(file: str, rows: list[Row]) -> None:
-    text = json.dumps(as_json(rows), indent=1)
+def _write(file: str, rows: list[dict[str, Any]]) -> None:
+    text = json.dumps(rows, indent=1)
     if file == "-":
         click.echo(text)
         return

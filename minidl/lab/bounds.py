@@ -1,41 +1,83 @@
 """How far an operation's answers may be off, for given inputs: the bounds of sums and of what is computed elementwise.
 
 Each function takes the inputs of the protocol's method of that name, as host arrays of any float type, and returns the
-bound of each output by name. No order of a sum's terms is assumed. Those of batch normalization, of the loss and of the
-optimizers stand with their cases, in `minidl.lab.operations`.
+bound of each output by name. No order of a sum's terms is assumed. `precision` is that of convolutions and linear
+layers, as a backend's: what is in float32 is within the bounds of "tf32" too. Those of batch normalization, of the loss
+and of the optimizers stand with their cases, in `minidl.lab.operations`.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels import conv, noise, pooling
+from kernels.emulator.tensor import round_tf32
 from kernels.window import span_of
-from minidl.lab.budget import TINY, U, products, rounding, summation
+from minidl.lab.budget import TINY, U, chained, products, rounding, summation
 
 Host = NDArray[Any]
 Pair = tuple[int, int]
 Bounds = dict[str, Any]
 
 
-def conv2d_forward(x: Host, w: Host, bias: Host | None, stride: Pair, padding: Pair) -> Bounds:
+def conv2d_forward(x: Host, w: Host, bias: Host | None, stride: Pair, padding: Pair, precision: str = "fp32") -> Bounds:
     """A sum over the taps and channels of a window, and the bias."""
-    absolute = conv.conv2d_forward_reference(_abs(x), _abs(w), None if bias is None else _abs(bias), stride, padding)
-    return {"y": products(absolute, math.prod(w.shape[:3]) + (bias is not None))}
+
+    def made(x: Host, w: Host) -> Host:
+        return conv.conv2d_forward_reference(x, w, None, stride, padding)
+
+    return {"y": _product(made, x, w, math.prod(w.shape[:3]), precision, bias)}
 
 
-def conv2d_backward_input(dy: Host, w: Host, shape: tuple[int, ...], stride: Pair, padding: Pair) -> Bounds:
+def conv2d_backward_input(
+    dy: Host, w: Host, shape: tuple[int, ...], stride: Pair, padding: Pair, precision: str = "fp32"
+) -> Bounds:
     """`shape` is that of dx. An element of x is in at most ceil(kernel / stride) windows along each axis."""
-    absolute = conv.conv2d_backward_input_reference(_abs(dy), _abs(w), shape, stride, padding)  # type: ignore[arg-type]
-    return {"dx": products(absolute, _overlap(w.shape[:2], stride) * w.shape[3])}
+
+    def made(dy: Host, w: Host) -> Host:
+        return conv.conv2d_backward_input_reference(dy, w, shape, stride, padding)  # type: ignore[arg-type]
+
+    return {"dx": _product(made, dy, w, _overlap(w.shape[:2], stride) * w.shape[3], precision)}
 
 
-def conv2d_backward_weight(x: Host, dy: Host, shape: tuple[int, ...], stride: Pair, padding: Pair) -> Bounds:
+def conv2d_backward_weight(
+    x: Host, dy: Host, shape: tuple[int, ...], stride: Pair, padding: Pair, precision: str = "fp32"
+) -> Bounds:
     """`shape` is that of dw. A sum over all positions of all images."""
-    absolute = conv.conv2d_backward_weight_reference(_abs(x), _abs(dy), shape, stride, padding)  # type: ignore[arg-type]
-    return {"dw": products(absolute, math.prod(dy.shape[:3]))}
+
+    def made(x: Host, dy: Host) -> Host:
+        return conv.conv2d_backward_weight_reference(x, dy, shape, stride, padding)  # type: ignore[arg-type]
+
+    return {"dw": _product(made, x, dy, math.prod(dy.shape[:3]), precision)}
+
+
+def _product(
+    made: Callable[[Host, Host], Host], a: Host, b: Host, terms: int, precision: str, bias: Host | None = None
+) -> Host:
+    """Of the sum of `terms` products, `made` of its two factors, and the bias.
+
+    In "tf32" both factors are rounded to 10 bits of fraction, to nearest and ties away from 0, which is off by up to
+    2^-11 of each. What that does to the result is known: it is the difference between the product of the rounded
+    factors and that of the factors, both in float64. Only what the sum loses is bounded by the absolute values.
+    """
+    given = 0.0 if bias is None else _abs(bias)
+    if precision == "fp32":
+        return products(made(_abs(a), _abs(b)) + given, terms + (bias is not None))
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    with np.errstate(all="ignore"):
+        a_rounded, b_rounded = _rounded(a), _rounded(b)
+        finite = np.concatenate([array[np.isfinite(array)].ravel() for array in (_abs(a), _abs(b))])
+        moved: Host = np.abs(made(a_rounded, b_rounded) - made(a, b))
+        absolute = made(_abs(a_rounded), _abs(b_rounded)) + given
+        return moved + chained(absolute, terms + (bias is not None), float(finite.max(initial=0)))
+
+
+def _rounded(x: Host) -> Host:
+    """To TF32."""
+    return round_tf32(x.astype(np.float32)).view(np.float32).astype(np.float64)
 
 
 def bias_backward(dy: Host) -> Bounds:
@@ -45,20 +87,19 @@ def bias_backward(dy: Host) -> Bounds:
     return {"db": summation(math.prod(dy.shape[:-1])) * absolute + U * exact}
 
 
-def linear_forward(x: Host, w: Host, bias: Host | None) -> Bounds:
+def linear_forward(x: Host, w: Host, bias: Host | None, precision: str = "fp32") -> Bounds:
     """A sum over the input's features, and the bias."""
-    absolute = _abs(x) @ _abs(w).T + (0 if bias is None else _abs(bias))
-    return {"y": products(absolute, w.shape[1] + (bias is not None))}
+    return {"y": _product(lambda x, w: x @ w.T, x, w, w.shape[1], precision, bias)}
 
 
-def linear_backward_input(dy: Host, w: Host) -> Bounds:
+def linear_backward_input(dy: Host, w: Host, precision: str = "fp32") -> Bounds:
     """A sum over the output's features."""
-    return {"dx": products(_abs(dy) @ _abs(w), w.shape[0])}
+    return {"dx": _product(lambda dy, w: dy @ w, dy, w, w.shape[0], precision)}
 
 
-def linear_backward_weight(x: Host, dy: Host) -> Bounds:
+def linear_backward_weight(x: Host, dy: Host, precision: str = "fp32") -> Bounds:
     """A sum over the rows of the batch."""
-    return {"dw": products(_abs(dy).T @ _abs(x), len(x))}
+    return {"dw": _product(lambda x, dy: dy.T @ x, x, dy, len(x), precision)}
 
 
 def max_pool2d_backward(

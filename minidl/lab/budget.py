@@ -7,6 +7,7 @@ are put together from what this file offers:
     k of them in turn  at most k U, and min(k, LAMBDA sqrt(k)) U but for a chance of 3e-8      `rounding`
     a sum of terms     that, times the sum of the terms' absolute values: their conditioning   `summation`, `products`
     underflow          each product is off by TINY / 2 or less, however small it is
+    on tensor cores    8 more products lose at most 14 U of the sum of the absolute values       `chained`
 
 The square root holds because rounding errors, taken as independent and of mean zero, do not all push one way: N.
 Higham, T. Mary, "A new approach to probabilistic rounding error analysis", SIAM J. Sci. Comput. 41, 2019, theorem 2.4,
@@ -59,6 +60,35 @@ def products(absolute: Array, terms: int) -> Array:
     `terms` - 1 additions.
     """
     return rounding(terms) * absolute + terms * TINY * (absolute > 0)
+
+
+CHAIN = 8192  # products that a tensor core adds up in one chain, at most (kernels/tensor_tiles.py)
+CUT = 14  # roundoffs that a tensor core may lose of 8 products and what they are added to
+
+
+def chained(absolute: Array, terms: int, largest: float) -> Array:
+    """The error of a sum of `terms` products on tensor cores, of operands that are TF32 already.
+
+    The product m16n8k8 adds 8 terms to a sum. On Hopper all 9 are cut off 25 bits below the largest exponent among
+    them, which loses less than 9 * 2^-25 of the largest, and their sum is cut to float32: 2^-23 of it, 6.5 U together.
+    Ampere takes two steps of 4 terms, cut off 24 bits below: twice 5 * 2^-24 + 2^-23, which are 14 U. As everything is
+    cut off and nothing rounded up, no sum exceeds that of the absolute values; and as all of it goes one way, errors
+    add up as they are, without a square root. At most CHAIN products are in a chain: then sums are added in float32,
+    no more than 64 roundings one above the other, which in a shorter chain (256 products or more of each, so 32 steps)
+    cost less than what ending it saves. A zero and a denormal count with the exponent of 2^-126, so besides, each step
+    cuts off 10 terms of up to 2^-25 * 2^-126 * `largest`, and what is left below TINY.
+
+    Args:
+        absolute: The same sum over the absolute values.
+        terms: Products.
+        largest: The largest absolute value of an operand.
+
+    Source: as of kernels/emulator/tensor.py.
+    """
+    steps = math.ceil(min(terms, CHAIN) / 8)
+    more = 64 if terms > CHAIN else 0
+    underflow = 2 * math.ceil(terms / 8) * (10 * 2.0**-24 * 2.0**-126 * max(largest, 1.0) + TINY)
+    return (CUT * steps + more) * U * absolute + underflow * (absolute > 0)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kernels.batch_statistics import BatchStatistics
 from kernels.random import dropout_keep_reference
 from minidl.lab import bounds
 from minidl.lab.budget import U
@@ -19,6 +20,7 @@ from minidl.lab.operations.batchnorm_bounds import (
     add_relu_bound,
     backward_bounds,
     elements,
+    held_shift,
     statistics_uncertainty,
     update_bound,
 )
@@ -50,7 +52,9 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "batchnorm_statistics": ("out",),
     "batchnorm_running_statistics": ("out",),
     "batchnorm_update_running": ("running_mean", "running_var"),
+    "cumulative_weight": ("weight",),
     "batchnorm_apply": ("y",),
+    "batchnorm_forward": ("out", "y"),
     "batchnorm_backward": ("dx", "dgamma", "dbeta"),
     "batchnorm_add_relu_apply": ("y",),
     "batchnorm_add_relu_backward": ("dx", "dresidual", "dgamma", "dbeta"),
@@ -78,10 +82,13 @@ OUTPUTS: dict[str, tuple[str, ...]] = {
     "log_softmax_backward": ("dx",),
     "cross_entropy": ("loss", "dlogits"),
     "scale_rows": ("y",),
-    "count_correct": ("correct",),
+    "append_result": ("count", "losses", "corrects"),
     "sgd": ("values", "velocities"),
     "adam": ("values", "first_moments", "second_moments"),
     "moving_average": ("averages",),
+    "begin_step": ("step", "index", "numbers"),
+    "count_call": ("count", "call"),
+    "append_number": ("count", "log"),
     "global_norm": ("norm",),
     "clip_by_norm": ("arrays",),
     "draw_augmentation": ("shifts", "flips", "centres"),
@@ -124,6 +131,16 @@ def _statistics(call: Call) -> Bounds:
     return {"out.mean": off.mean, "out.var": off.var, "out.inv_std": inv_std}
 
 
+def _forward(call: Call) -> Bounds:
+    given, out = call.given, call.expected["out"]
+    shift = held_shift(call.got["out"].shift, out.shift, out.var)
+    off = statistics_uncertainty(given["x"], given["eps"], out.shift, out.var, shift)
+    statistics = BatchStatistics(shift, out.shift - shift, out.var, out.inv_std)
+    e = elements(given["x"], statistics, given["gamma"], given["beta"], off)
+    residual = given.get("residual")
+    return {**_statistics(call), "y": e.y_error if residual is None else add_relu_bound(e, residual)}
+
+
 def _apply(call: Call) -> Bounds:
     return {
         "y": elements(call.given["x"], call.given["statistics"], call.given["gamma"], call.given["beta"], GIVEN).y_error
@@ -150,7 +167,7 @@ def _add_relu_backward(call: Call) -> Bounds:
 
 
 def _update_running(call: Call) -> Bounds:
-    batch, rows, factor = call.given["batch"], call.given["rows"], call.given["factor"]
+    batch, rows, factor = call.given["batch"], call.given["rows"], float(call.given["factor"])
     mean = batch.shift.astype(np.float64) + batch.delta
     var = batch.var.astype(np.float64) * (rows / (rows - 1))
     return {
@@ -159,9 +176,14 @@ def _update_running(call: Call) -> Bounds:
     }
 
 
+def _number(call: Call, name: str) -> Any:
+    """An argument; the number of a draw, which lies on the device, as a number."""
+    return int(call.given[name]) if name == "call" else call.given[name]
+
+
 def _dropout(call: Call) -> Bounds:
     x, p = call.given["x"], call.given["p"]
-    kept = dropout_keep_reference(x.shape, p, call.given["seed"], call.given["stream"], call.given["call"])
+    kept = dropout_keep_reference(x.shape, p, call.given["seed"], call.given["stream"], int(call.given["call"]))
     return bounds.dropout(x, kept, p)
 
 
@@ -169,12 +191,14 @@ def _optimizer(call: Call) -> Bounds:
     adam = "first_moments" in call.given
     names = {"values": "value", "first_moments": "first", "second_moments": "second", "velocities": "velocity"}
     lists = {name: short for name, short in names.items() if call.given.get(name)}
-    options = {name: value for name, value in call.given.items() if isinstance(value, int | float)}
-    step = int(options.pop("step", 0))
+    numbers = [call.given["numbers"]]
     result: dict[str, Any] = {}
     for i, grad in enumerate(call.given["grads"]):
         state = {f"{short}.{i}": call.given[name][i] for name, short in lists.items()}
-        of = adam_bounds(state, [grad], i, step, **options) if adam else sgd_bounds(state, [grad], i, **options)
+        if adam:
+            of = adam_bounds(state, [grad], numbers, i)
+        else:
+            of = sgd_bounds(state, [grad], numbers, i, nesterov=call.given["nesterov"])
         result |= {f"{name}[{i}]": of[f"{short}.{i}"] for name, short in lists.items()}
     return result
 
@@ -199,7 +223,9 @@ _BOUNDS: dict[str, Callable[[Call], Bounds]] = {
         "out.inv_std": 3 * U * call.expected["out"].inv_std,
     },
     "batchnorm_update_running": _update_running,
+    "cumulative_weight": _of_answers(weight=1),
     "batchnorm_apply": _apply,
+    "batchnorm_forward": _forward,
     "batchnorm_backward": _backward,
     "batchnorm_add_relu_apply": _add_relu_apply,
     "batchnorm_add_relu_backward": _add_relu_backward,
@@ -208,10 +234,10 @@ _BOUNDS: dict[str, Callable[[Call], Bounds]] = {
     "scale_backward": lambda call: scale_backward_bounds(call.given["x"], call.given["dy"], call.given["factor"]),
     "dropout": _dropout,
     "noise_forward": lambda call: bounds.noise_forward(
-        *(call.given[name] for name in ("x", "offset", "scale", "jitter", "seed", "stream", "call"))
+        *(_number(call, name) for name in ("x", "offset", "scale", "jitter", "seed", "stream", "call"))
     ),
     "noise_backward": lambda call: bounds.noise_backward(
-        *(call.given[name] for name in ("dy", "scale", "jitter", "seed", "stream", "call"))
+        *(_number(call, name) for name in ("dy", "scale", "jitter", "seed", "stream", "call"))
     ),
     "max_pool2d_backward": lambda call: bounds.max_pool2d_backward(
         call.given["dy"],
@@ -258,7 +284,7 @@ _BOUNDS: dict[str, Callable[[Call], Bounds]] = {
     "sgd": _optimizer,
     "adam": _optimizer,
     "moving_average": lambda call: {
-        f"averages[{i}]": moving_average_bound(average, [value], call.given["decay"])
+        f"averages[{i}]": moving_average_bound(average, [value], call.given["weight"])
         for i, (average, value) in enumerate(zip(call.given["averages"], call.given["values"], strict=True))
     },
     "global_norm": lambda call: global_norm_bounds(call.given["arrays"]),
@@ -273,7 +299,7 @@ _BOUNDS: dict[str, Callable[[Call], Bounds]] = {
 def compared(operation: str, name: str, value: Any) -> dict[str, Any]:
     """Of an answer, what is compared: a batch's mean is one number, however shift and delta share it."""
     arrays = labelled(name, value)
-    if operation != "batchnorm_statistics":
+    if operation not in ("batchnorm_statistics", "batchnorm_forward") or name != "out":
         return arrays
     return {
         "out.mean": value.shift.astype(np.float64) + value.delta,

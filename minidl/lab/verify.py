@@ -2,6 +2,11 @@
 
 One row a case and answer comes from `minidl.lab.operations`; here they are gathered over all of them, on several
 processes where the device is the emulator, and summed up: a line a technique with its worst ratio and where that was.
+
+A technique refuses arrays that it cannot take (kernels/choice.py). Such a case is counted, as neither passed nor
+failed. A case that the last technique of an operation refuses, its fastest, is run once more with none asked for: the
+choice left to the operation, as in training, where parts of one call may go different ways. One that takes no case of
+its operation at all has failed.
 """
 
 import contextlib
@@ -12,16 +17,19 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
-from minidl.backends import Backend, get_backend
+from kernels.errors import TechniqueError
+from minidl.backends import Backend, get_backend, in_precision
 from minidl.errors import ConfigError, ProcessDiedError
 from minidl.lab.operations import Row, cases, check_operation, operations
 
-DEFAULT = "default"  # of an operation that has one technique
+DEFAULT = "default"  # of an operation that has one technique, or the choice left to it
+ALL = "all of them"  # the case of a row that says that a technique takes none
 CHUNK = 24  # cases a task: enough to be worth sending, few enough to share out evenly
 
 
@@ -33,14 +41,32 @@ class Task(NamedTuple):
     cases: tuple[str, ...]
 
 
+class Refusal(NamedTuple):
+    """A case that a technique does not take."""
+
+    operation: str
+    technique: str
+    device: str
+    case: str
+    why: str
+
+
+class Found(NamedTuple):
+    """What came of a task, or of many."""
+
+    rows: list[Row]
+    refused: list[Refusal]
+
+
 class Summary(NamedTuple):
     """What became of an operation by one technique."""
 
     operation: str
     technique: str
-    cases: int
+    cases: int  # that it took
     worst: Row
     failed: int  # rows
+    refused: int = 0  # cases that it does not take
 
     @property
     def passed(self) -> bool:
@@ -85,9 +111,10 @@ def techniques(backend: Backend, operation: str) -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def using(backend: Backend, operation: str, technique: str) -> Iterator[None]:
-    """Inside, `backend` takes that technique for that operation."""
+    """Inside, `backend` takes that technique for that operation; what it chooses by itself is exact float32."""
     if technique == DEFAULT:
-        yield
+        with in_precision(backend, "fp32"):
+            yield
         return
     chooser: Any = backend
     chooser.use(operation, technique)
@@ -97,12 +124,23 @@ def using(backend: Backend, operation: str, technique: str) -> Iterator[None]:
         chooser.use(operation, None)
 
 
-def run(task: Task, backend: Backend, seed: int) -> list[Row]:
-    """The rows of a task."""
-    with using(backend, task.operation, task.technique):
-        return [
-            row for case in task.cases for row in check_operation(backend, task.operation, case, seed, task.technique)
-        ]
+def run(task: Task, backend: Backend, seed: int) -> Found:
+    """The rows of a task, and what it could not take."""
+    found = Found([], [])
+    fastest = techniques(backend, task.operation)[-1]
+    for case in task.cases:
+        try:
+            found.rows.extend(_check(task, case, backend, seed, task.technique))
+        except TechniqueError as error:
+            found.refused.append(Refusal(task.operation, task.technique, backend.name, case, error.why))
+            if task.technique == fastest:
+                found.rows.extend(_check(task, case, backend, seed, DEFAULT))
+    return found
+
+
+def _check(task: Task, case: str, backend: Backend, seed: int, technique: str) -> list[Row]:
+    with using(backend, task.operation, technique):
+        return check_operation(backend, task.operation, case, seed, technique)
 
 
 def verify(
@@ -112,8 +150,9 @@ def verify(
     *,
     processes: int | None = None,
     done: Callable[[Task], None] | None = None,
+    refused: Callable[[Refusal], None] | None = None,
 ) -> list[Row]:
-    """All rows of `tasks`, in their order.
+    """All rows of `tasks`, in their order; and one that has failed for each technique that takes no case.
 
     Args:
         backend: The device; the CPU and the emulator are run in `processes` processes, one a core by default.
@@ -121,13 +160,14 @@ def verify(
         seed: Of the inputs.
         processes: See `backend`.
         done: Told of each task that is finished.
+        refused: Told, at the end, of each case that a technique does not take.
 
     Raises:
         ProcessDiedError: One of the processes was killed.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = min(processes or cores, len(tasks)) if backend.name in ("cpu", "emulator") else 1
-    results: list[list[Row]] = [[] for _ in tasks]
+    results = [Found([], []) for _ in tasks]
     if processes == 1:
         for number, task in enumerate(tasks):
             results[number] = run(task, backend, seed)
@@ -141,7 +181,29 @@ def verify(
                 results[number] = future.result()
                 if done:
                     done(tasks[number])
-    return [row for rows in results for row in rows]
+    refusals = [refusal for found in results for refusal in found.refused]
+    if refused is not None:
+        for refusal in refusals:
+            refused(refusal)
+    rows = [row for found in results for row in found.rows]
+    return rows + [_of_no_use(of_technique) for of_technique in _all_refused(refusals)]
+
+
+def _all_refused(refusals: Sequence[Refusal]) -> Iterator[list[Refusal]]:
+    """Of each technique that takes no case of its operation, its refusals."""
+    groups: dict[tuple[str, str], list[Refusal]] = {}
+    for refusal in refusals:
+        groups.setdefault((refusal.operation, refusal.technique), []).append(refusal)
+    for (operation, _), group in groups.items():
+        if {refusal.case for refusal in group} == set(cases(operation)):
+            yield group
+
+
+def _of_no_use(refusals: Sequence[Refusal]) -> Row:
+    first = refusals[0]
+    what = f"technique '{first.technique}' takes none of the {len(refusals)} cases: {first.why}"
+    worst = math.nan, math.nan, math.inf, 0.0, math.inf
+    return Row(first.operation, first.technique, first.device, ALL, "", (), *worst, passed=False, fault=what)
 
 
 @contextlib.contextmanager
@@ -180,25 +242,35 @@ def _live_with_the_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _run_there(task: Task, device: str, seed: int) -> list[Row]:
+def _run_there(task: Task, device: str, seed: int) -> Found:
     """In another process, which has one core to itself."""
     return run(task, get_backend(device, 1) if device == "cpu" else get_backend(device), seed)
 
 
-def summaries(rows: Sequence[Row]) -> Iterator[Summary]:
-    """One for each operation and technique, in the order of the rows."""
+def summaries(rows: Sequence[Row], refused: Sequence[Refusal] = ()) -> Iterator[Summary]:
+    """One for each operation and technique that has rows, in their order."""
+    not_taken = Counter((refusal.operation, refusal.technique) for refusal in refused)
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.op, row.variant), []).append(row)
     for (operation, technique), group in groups.items():
         worst = max(group, key=lambda row: row.ratio)
         failed = sum(not row.passed for row in group)
-        yield Summary(operation, technique, len({row.case for row in group}), worst, failed)
+        ran = len({row.case for row in group} - {ALL})
+        yield Summary(operation, technique, ran, worst, failed, not_taken[operation, technique])
 
 
-def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows for a file: {op, variant, device, case, error, bound, ratio, passed, ...}; what is infinite is null."""
-    return [{name: _json(value) for name, value in row.as_dict().items()} for row in rows]
+def as_json(rows: Sequence[Row], refused: Sequence[Refusal] = ()) -> list[dict[str, Any]]:
+    """The rows for a file: {op, variant, device, case, error, bound, ratio, passed, ...}; what is infinite is null.
+
+    A case that a technique does not take is a row of its own, without an answer: `passed` is null, and `refused` says
+    why.
+    """
+    answered = [{name: _json(value) for name, value in row.as_dict().items()} for row in rows]
+    return answered + [
+        {"op": operation, "variant": technique, "device": device, "case": case, "passed": None, "refused": why}
+        for operation, technique, device, case, why in refused
+    ]
 
 
 def _json(value: Any) -> Any:

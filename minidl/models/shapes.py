@@ -8,6 +8,7 @@ import numpy as np
 
 from minidl.backends import Array, Backend
 from minidl.nn import Module
+from minidl.nn.counts import Count
 
 
 class ShapeBackend:
@@ -65,13 +66,14 @@ def on_shapes(model: Module) -> Iterator[ShapeBackend]:
     """
     backend = ShapeBackend()
     modules = [module for _, module in model.named_modules()]
-    before = [dict(vars(module)) for module in modules]
+    counts = [value for module in modules for value in vars(module).values() if isinstance(value, Count)]
+    before = [dict(vars(changed)) for changed in (*modules, *counts)]
     try:
         for module in modules:
             module.backend = cast(Backend, backend)
         model.train()
         yield backend
     finally:
-        for module, attributes in zip(modules, before, strict=True):
-            vars(module).clear()
-            vars(module).update(attributes)
+        for changed, attributes in zip((*modules, *counts), before, strict=True):
+            vars(changed).clear()
+            vars(changed).update(attributes)

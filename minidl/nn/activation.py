@@ -2,6 +2,7 @@
 
 from minidl.backends import Array, Backend
 from minidl.nn.arguments import real_number
+from minidl.nn.counts import Count
 from minidl.nn.init import seed_for_layer
 from minidl.nn.module import Module
 
@@ -40,7 +41,16 @@ class Dropout(Module):
         super().__init__(device)
         if not 0 <= real_number(self, "p", p) <= 1:
             raise ValueError(f"Dropout: p is a probability, expected 0 to 1, got {p}")
-        self.p, self.seed, self.calls = p, seed_for_layer(), 0
+        self.p, self.seed, self._count = p, seed_for_layer(), Count()
+
+    @property
+    def calls(self) -> int:
+        """See the class."""
+        return self._count.value
+
+    @calls.setter
+    def calls(self, calls: int) -> None:
+        self._count.value = calls
 
     def forward(self, x: Array) -> Array:
         """See the class."""
@@ -49,9 +59,9 @@ class Dropout(Module):
             self.keep(None, x.shape)
             return x
         y = self.backend.empty(x.shape)
-        self.backend.dropout(x, y, self.p, self.seed, 0, self.calls)
-        self.keep(self.calls, x.shape)
-        self.calls += 1
+        call = self._count.draw(self.backend)
+        self.backend.dropout(x, y, self.p, self.seed, 0, call)
+        self.keep(call, x.shape)
         return y
 
     def backward(self, dy: Array) -> Array:

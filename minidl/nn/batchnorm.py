@@ -13,6 +13,7 @@ import numpy as np
 
 from minidl.backends import Array, Backend, BatchStatistics
 from minidl.nn.arguments import is_count, real_number, whole_number
+from minidl.nn.counts import Count
 from minidl.nn.module import Module, Parameter
 
 
@@ -71,12 +72,21 @@ class BatchNorm(Module):
             self.bias = Parameter(self.backend, np.zeros(num_features), decay=False)
         self.running_mean: Array = None
         self.running_var: Array = None
-        self.num_batches_tracked = 0
+        self._batches = Count()
         self.statistics_frozen = False
         self.observer: Callable[[Sequence[Part], int], None] | None = None
         if track_running_stats:
             self.register_buffer("running_mean", self.backend.array(np.zeros(num_features)))
             self.register_buffer("running_var", self.backend.array(np.ones(num_features)))
+
+    @property
+    def num_batches_tracked(self) -> int:
+        """How many batches the running statistics have seen."""
+        return self._batches.value
+
+    @num_batches_tracked.setter
+    def num_batches_tracked(self, batches: int) -> None:
+        self._batches.value = batches
 
     def forward(self, x: Array) -> Array:
         """Normalize x; the output has its shape.
@@ -116,11 +126,8 @@ class BatchNorm(Module):
     def normalize(self, x: Array, relu: bool) -> Array:
         """Forward, with ReLU on the way out where `relu`; `backward` then goes back through both."""
         x = self.accept(x, *self.forms, c=self.num_features)
-        parts, of_batch = self._measure(x)
         y = self.backend.empty(x.shape)
-        if x.size:
-            for images, statistics in parts:
-                self.backend.batchnorm_apply(x[images], statistics, *self._affine(), y[images], relu)
+        parts, of_batch = self._compute(x, y, relu)
         self.keep(x, parts, of_batch, relu)
         return y
 
@@ -141,12 +148,8 @@ class BatchNorm(Module):
     def normalize_add_relu(self, x: Array, residual: Array) -> Array:
         """The end of a residual block, max(forward(x) + residual, 0); `residual` has the shape of x."""
         x = self.accept(x, *self.forms, c=self.num_features)
-        parts, of_batch = self._measure(x)
         y = self.backend.empty(x.shape)
-        if x.size:
-            for images, statistics in parts:
-                given = x[images], residual[images], statistics, *self._affine(), y[images]
-                self.backend.batchnorm_add_relu_apply(*given)
+        parts, of_batch = self._compute(x, y, True, residual)
         self.keep(x, parts, of_batch, y)
         return y
 
@@ -174,8 +177,8 @@ class BatchNorm(Module):
         del x
         return [slice(None)]
 
-    def _measure(self, x: Array) -> tuple[list[Part], bool]:
-        """What x is normalized by, and whether that is the batch's own; the running statistics are updated."""
+    def _compute(self, x: Array, y: Array, relu: bool, residual: Array | None = None) -> tuple[list[Part], bool]:
+        """Normalize x into y; what by, and whether that is the batch's own. The running statistics are updated."""
         of_batch = self.uses_batch_statistics
         split = self._split(x) if of_batch and self.observer is None else [slice(None)]
         rows = x.size // self.num_features // len(split)
@@ -185,29 +188,43 @@ class BatchNorm(Module):
         shape = (self.num_features,)
         parts = [Part(images, BatchStatistics(*(make(shape) for _ in range(4)))) for images in split]
         tracks = of_batch and self.training and self.track_running_stats and self.observer is None
-        self.num_batches_tracked += tracks
+        before = None
+        if tracks and self.momentum is None:
+            before = self._batches.draw(self.backend)
+        elif tracks:
+            self.num_batches_tracked += 1
         if not of_batch:
-            self.backend.batchnorm_running_statistics(
-                self.running_mean, self.running_var, self.eps, parts[0].statistics
-            )
+            statistics = parts[0].statistics
+            self.backend.batchnorm_running_statistics(self.running_mean, self.running_var, self.eps, statistics)
+            if x.size and residual is None:
+                self.backend.batchnorm_apply(x, statistics, *self._affine(), y, relu)
+            elif x.size:
+                self.backend.batchnorm_add_relu_apply(x, residual, statistics, *self._affine(), y)
         elif rows > 0:
             for images, statistics in parts:
-                self.backend.batchnorm_statistics(x[images], self.eps, statistics)
+                other = None if residual is None else residual[images]
+                given = x[images], *self._affine(), self.eps, statistics, y[images]
+                self.backend.batchnorm_forward(*given, relu, other)
             if self.observer is not None:
                 self.observer(parts, rows)
             elif tracks:
-                self._update_running(parts, rows)
+                self._update_running(parts, rows, before)
         return parts, of_batch
 
-    def _update_running(self, parts: Sequence[Part], rows: int) -> None:
+    def _update_running(self, parts: Sequence[Part], rows: int, before: Array | None) -> None:
         """Move the running estimates by one factor towards the mean of the parts' means and unbiased variances.
 
         One part at a time: with n of them and the factor f, part i by f / (n - (n - i) f), so that each ends up with
-        the weight f / n and what was there before with 1 - f.
+        the weight f / n and what was there before with 1 - f. Of the cumulative mean, f is 1 / (`before` + 1), which
+        the device works out from the number of batches before this one.
         """
-        n, factor = len(parts), 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        n = len(parts)
         for i, (_, statistics) in enumerate(parts, start=1):
-            weight = factor / (n - (n - i) * factor)
+            if self.momentum is None:
+                weight: float | Array = self.backend.empty(())
+                self.backend.cumulative_weight(before, i, n, weight)
+            else:
+                weight = self.momentum / (n - (n - i) * self.momentum)
             self.backend.batchnorm_update_running(statistics, rows, weight, self.running_mean, self.running_var)
 
     def _too_few(self, x: Array) -> str:
@@ -237,7 +254,7 @@ class BatchNorm(Module):
             return None, None
         return self.weight.value, self.bias.value
 
-    # num_batches_tracked is a number on the host, but part of the state, as PyTorch's 0-d int64.
+    # num_batches_tracked is part of the state, as PyTorch's 0-d int64.
 
     def own_state(self) -> dict[str, np.ndarray]:
         """See `Module.own_state`."""

@@ -9,6 +9,7 @@ import math
 from minidl.backends import Array, Backend
 from minidl.nn.arguments import real_number
 from minidl.nn.batchnorm import BatchNorm
+from minidl.nn.counts import Count
 from minidl.nn.init import seed_for_noise
 
 
@@ -55,8 +56,17 @@ class NoisyBatchNorm(BatchNorm):
             if not least <= real_number(self, name, value) < math.inf:
                 raise ValueError(f"{type(self).__name__}: {name} must be at least {least} and finite, got {value}")
         self.offset, self.scale, self.jitter = offset, scale, jitter
-        self.seed, self.calls = seed_for_noise(), 0
-        self._call: int | None = None  # of the last forward pass; None where it had no noise
+        self.seed, self._count = seed_for_noise(), Count()
+        self._call: Array | None = None  # of the last forward pass; None where it had no noise
+
+    @property
+    def calls(self) -> int:
+        """See the class."""
+        return self._count.value
+
+    @calls.setter
+    def calls(self, calls: int) -> None:
+        self._count.value = calls
 
     def forward(self, x: Array) -> Array:
         """Normalize x, and in training add the noise; the output has its shape. Raises as BatchNorm does."""
@@ -64,9 +74,8 @@ class NoisyBatchNorm(BatchNorm):
         self._call = None
         if self.training:
             noise = self.offset, self.scale, self.jitter
-            self.backend.noise_forward(y, y, *noise, self.seed, 0, self.calls)
-            self._call = self.calls
-            self.calls += 1
+            self._call = self._count.draw(self.backend)
+            self.backend.noise_forward(y, y, *noise, self.seed, 0, self._call)
         return y
 
     def backward(self, dy: Array) -> Array:

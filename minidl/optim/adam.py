@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
+from kernels.updates import adam_numbers
 from minidl.backends import Array
 from minidl.nn import Parameter
 from minidl.optim.optimizer import Group, Optimizer
@@ -23,12 +26,17 @@ class Adam(Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
+    def numbers(self, group: Group, count: int) -> np.ndarray:
+        """See `Optimizer.numbers`."""
+        beta1, beta2 = group["betas"]
+        return adam_numbers(count, group["lr"], beta1, beta2, group["eps"], group["weight_decay"], self.decoupled)
+
     def update(
-        self, group: Group, count: int, values: list[Array], grads: list[Array], slots: list[list[Array]]
+        self, group: Group, numbers: Array, values: list[Array], grads: list[Array], slots: list[list[Array]]
     ) -> None:
         """See `Optimizer.update`."""
-        options = count, group["lr"], *group["betas"], group["eps"], group["weight_decay"], self.decoupled
-        self.backend.adam(values, grads, slots[0], slots[1], *options)
+        del group
+        self.backend.adam(values, grads, slots[0], slots[1], numbers)
 
 
 class AdamW(Adam):

@@ -9,6 +9,7 @@ import numpy as np
 from minidl.backends import Array
 from minidl.nn import Module, Parameter
 from minidl.nn.arguments import is_count, real_number
+from minidl.nn.batchnorm import BatchNorm
 
 BUFFERS = ("average", "copy")
 
@@ -67,8 +68,21 @@ class WeightAverage:
             self.backend.copy(source.value, self._averages[name])
         self._swapped = False
 
-    def update(self) -> None:
+    def plan(self, steps: int) -> np.ndarray:
+        """(steps, 1) float64: the weight of the new value in each of the coming updates."""
+        weights = (self._weight(self.updates + t) for t in range(steps))
+        return np.array(list(weights)).reshape(steps, 1)
+
+    def _weight(self, t: int) -> float:
+        """In the update after the first `t`."""
+        return 1 - (min(self.decay, (1 + t) / (10 + t)) if self.warm_up else self.decay)
+
+    def update(self, weight: Array | None = None) -> None:
         """Take the model's values into the average; call it after each step of the optimizer.
+
+        Args:
+            weight: Of the new values, () on the device: `plan`'s, for a step that is captured. By default it is
+                uploaded.
 
         Raises:
             RuntimeError: Inside `averaged`, where the model holds the averages.
@@ -76,7 +90,6 @@ class WeightAverage:
         """
         self._require_own()
         t, self.updates = self.updates, self.updates + 1
-        decay = min(self.decay, (1 + t) / (10 + t)) if self.warm_up else self.decay
         averages, values = [], []
         for name, source in self._sources.items():
             if t == 0 or (self.buffers == "copy" and isinstance(source, _Buffer)):
@@ -85,7 +98,12 @@ class WeightAverage:
                 averages.append(self._averages[name])
                 values.append(source.value)
         if averages:
-            self.backend.moving_average(averages, values, decay)
+            weight = self.backend.array(np.array(self._weight(t))) if weight is None else weight
+            self.backend.moving_average(averages, values, weight)
+
+    def arrays(self) -> list[Array]:
+        """The averages on the device, but within `averaged` the model's own."""
+        return list(self._averages.values())
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[Module]:
@@ -94,8 +112,8 @@ class WeightAverage:
         Only references change hands, so it costs nothing. Raises as `update` does.
         """
         self._require_own()
-        counters = [m for _, m in self.model.named_modules() if "num_batches_tracked" in vars(m)]
-        counts = [vars(module)["num_batches_tracked"] for module in counters]
+        counters = [m for _, m in self.model.named_modules() if isinstance(m, BatchNorm)]
+        counts = [module.num_batches_tracked for module in counters]
         self._swap()
         try:
             yield self.model

@@ -37,6 +37,7 @@ class Optimizer:
         entries: list[Any] = list(params)
         groups = entries if entries and isinstance(entries[0], Mapping) else [{"params": entries}]
         self.steps = 0
+        self._last: dict[int, tuple[bytes, Array]] = {}  # numbers that were uploaded, by group
         self.groups: list[Group] = [self._checked(group, defaults) for group in groups]
         everything = [id(parameter) for group in self.groups for parameter in group["params"]]
         if not everything:
@@ -98,8 +99,25 @@ class Optimizer:
             for parameter in group["params"]:
                 parameter.zero_grad()
 
-    def step(self) -> None:
+    def plan(self, rates: Sequence[float]) -> dict[tuple[int, int], np.ndarray]:
+        """The numbers of the coming steps at these learning rates, for all groups.
+
+        Returns:
+            For each group, and each count of updates that its parameters have had so far, an array (len(rates), k) of
+            float64: in row i, `numbers` for those that are updated in each step until then.
+        """
+        return {
+            (g, count): np.stack([self.numbers({**group, "lr": lr}, count + i) for i, lr in enumerate(rates, start=1)])
+            for g, (group, updates) in enumerate(zip(self.groups, self.updates, strict=True))
+            for count in sorted(set(updates))
+        }
+
+    def step(self, numbers: Mapping[tuple[int, int], Array] | None = None) -> None:
         """Update all parameters that have a gradient.
+
+        Args:
+            numbers: On the device, by group and the count of updates before this step, as `plan` has them. A captured
+                step finds them all there; what is missing is uploaded.
 
         Raises:
             ValueError: Parameters were moved to another device, or a state array does not fit; nothing is updated.
@@ -108,7 +126,7 @@ class Optimizer:
             for parameter, own in zip(group["params"], states, strict=True):
                 self._check(parameter, own)
         self.steps += 1
-        for group, updates, states in zip(self.groups, self.updates, self.state, strict=True):
+        for g, (group, updates, states) in enumerate(zip(self.groups, self.updates, self.state, strict=True)):
             ready = [i for i, parameter in enumerate(group["params"]) if parameter.grad is not None]
             for i in ready:
                 updates[i] += 1
@@ -118,7 +136,16 @@ class Optimizer:
                 values = [group["params"][i].value for i in chosen]
                 grads = [group["params"][i].grad for i in chosen]
                 slots = [[states[i][slot] for i in chosen] for slot in self.slots_of(group)]
-                self.update(group, count, values, grads, slots)
+                known = (numbers or {}).get((g, count - 1))
+                known = self._sent(g, self.numbers(group, count)) if known is None else known
+                self.update(group, known, values, grads, slots)
+
+    def _sent(self, g: int, numbers: np.ndarray) -> Array:
+        """These numbers on the device; while those of a group stay as they are, they are there already."""
+        host, array = self._last.get(g, (b"", None))
+        if host != numbers.tobytes():
+            host, array = self._last[g] = numbers.tobytes(), self.backend.array(numbers)
+        return array
 
     def _check(self, parameter: Parameter, slots: Mapping[str, Array]) -> None:
         """Raise ValueError where an update would be lost in a copy, or reach beyond an array's end."""
@@ -135,10 +162,14 @@ class Optimizer:
                     f"{parameter.shape}, {self.backend.dtype} and C-contiguous"
                 )
 
+    def numbers(self, group: Group, count: int) -> np.ndarray:
+        """What the update number `count`, from 1, of parameters of a group goes by; float64."""
+        raise NotImplementedError
+
     def update(
-        self, group: Group, count: int, values: list[Array], grads: list[Array], slots: list[list[Array]]
+        self, group: Group, numbers: Array, values: list[Array], grads: list[Array], slots: list[list[Array]]
     ) -> None:
-        """The update number `count`, from 1, of some parameters of a group; `slots` has a list of arrays a name."""
+        """An update by `numbers` of some parameters of a group; `slots` has a list of arrays a name."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, np.ndarray]:

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
+from kernels.updates import sgd_numbers
 from minidl.backends import Array
 from minidl.nn import Parameter
 from minidl.optim.optimizer import Group, Optimizer
@@ -27,10 +30,13 @@ class SGD(Optimizer):
         """A velocity, if there is momentum."""
         return ("velocity",) if group["momentum"] else ()
 
+    def numbers(self, group: Group, count: int) -> np.ndarray:
+        """See `Optimizer.numbers`."""
+        del count
+        return sgd_numbers(group["lr"], group["momentum"], group["weight_decay"])
+
     def update(
-        self, group: Group, count: int, values: list[Array], grads: list[Array], slots: list[list[Array]]
+        self, group: Group, numbers: Array, values: list[Array], grads: list[Array], slots: list[list[Array]]
     ) -> None:
         """See `Optimizer.update`."""
-        del count
-        options = group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]
-        self.backend.sgd(values, grads, slots[0] if slots else [], *options)
+        self.backend.sgd(values, grads, slots[0] if slots else [], numbers, group["nesterov"])

@@ -16,6 +16,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 
 from minidl import schedule
+from minidl.backends import NAMES_OF_PRECISIONS
 from minidl.errors import ConfigError
 from minidl.training.atomic import write_atomically
 
@@ -51,11 +52,13 @@ class TrainConfig:
     flip: bool | None = None
     cutout: int | None = None
     device: str = "auto"
+    precision: str | None = None  # None for the device's own choice
     seed: int = 0
     threads: int | None = None
     max_steps: int | None = None
     monitor: int | None = None
     tensorboard: bool = False
+    graph: bool | None = None  # None for where it gains something, on a GPU
 
 
 def load_config(path: str | Path) -> dict[str, Any]:
@@ -159,7 +162,7 @@ _MOST = {
     "crop_padding": 4096,
     "cutout": 4096,
 }
-_CHOICES = {"optimizer": OPTIMIZERS, "schedule": schedule.NAMES}
+_CHOICES = {"optimizer": OPTIMIZERS, "schedule": schedule.NAMES, "precision": NAMES_OF_PRECISIONS}
 
 
 def _problem(name: str, value: Any) -> str | None:

@@ -8,6 +8,7 @@ from minidl.backends import Array, Backend
 from minidl.data import NO_AUGMENTATION, Augmentation
 from minidl.nn import CrossEntropyLoss, Module, inference, reestimate_statistics
 from minidl.nn.statistics import Method
+from minidl.training.step import Log
 
 
 class Result(NamedTuple):
@@ -47,8 +48,12 @@ class ImageSource:
         The images are augmented as in this epoch of a run with this seed: an image's numbers do not depend on the rest
         of the batch, nor on the device.
         """
-        backend, n, (h, w, _) = self.backend, len(index), self.images.shape[1:]
-        places = backend.array(index, np.int64)
+        places = self.backend.array(index, np.int64)
+        return self.take(places, augmentation, seed=seed, epoch=self.backend.array(np.array(epoch), np.uint32))
+
+    def take(self, places: Array, augmentation: Augmentation, *, seed: int, epoch: Array) -> tuple[Array, Array]:
+        """`batch`, of an index (n,) int64 and an epoch () uint32 that lie on the device."""
+        backend, n, (h, w, _) = self.backend, len(places), self.images.shape[1:]
         shifts, centres = backend.empty((n, 2), np.int32), backend.empty((n, 2), np.int32)
         flips = backend.empty((n,), np.bool_)
         x = backend.empty((n, *self.images.shape[1:]))
@@ -64,20 +69,23 @@ def evaluate(model: Module, source: ImageSource, batch_size: int) -> Result:
     """The model's result over all of `source`, by running statistics and without dropout; the model is not changed."""
     backend = source.backend
     criterion = CrossEntropyLoss(reduction="sum", device=backend)
-    correct = backend.empty((), np.int64)
-    loss, right = 0.0, 0
+    starts = range(0, len(source), batch_size)
+    log = Log(backend, len(starts))
     was_training = model.training
     model.eval()
     try:
         with inference():
-            for start in range(0, len(source), batch_size):
+            for start in starts:
                 x, targets = source.batch(np.arange(start, min(start + batch_size, len(source))))
                 logits = model.forward(x)
-                loss += float(criterion.forward(logits, targets))
-                backend.count_correct(logits, targets, correct)
-                right += int(correct)
+                log.append(logits, targets, criterion.forward(logits, targets))
+            results = log.read(len(starts))
     finally:
         model.train(was_training)
+    loss, right = 0.0, 0
+    for of_batch, correct in results:
+        loss += of_batch
+        right += correct
     return Result(loss / len(source), right / len(source))
 
 

@@ -31,11 +31,11 @@ from minidl.training.monitor.events import Events, require_tensorboard
 from minidl.training.monitor.record import append_record, truncate_records
 from minidl.training.recipe import augmentation, rates, resolve
 from minidl.training.runs import RunFolder
-from minidl.training.trainer import COLUMNS, Row, Trainer
+from minidl.training.trainer import COLUMNS, Row, Trainer, require_captures
 from minidl.version import __version__
 
 # What a resumed run may be given anew: none of it touches what has been computed so far.
-CHANGEABLE = ("epochs", "max_steps", "device", "threads", "data_dir", "monitor", "tensorboard")
+CHANGEABLE = ("epochs", "max_steps", "device", "threads", "data_dir", "monitor", "tensorboard", "graph", "precision")
 
 
 # Gives a new model its weights, and returns the head of config.toml, which alone does not repeat the run then.
@@ -150,6 +150,7 @@ class Session:
         return {
             "run": str(self.run.path),
             "device": trainer.backend.name,
+            "precision": trainer.backend.precision,
             "data": self.dataset.name,
             "model": self.config.model,
             "norm": self.config.norm,
@@ -253,7 +254,7 @@ def begin(config: TrainConfig, out: str | Path, reporter: Reporter, initial: Ini
         require_tensorboard()
     backend = _device(config, reporter)
     dataset = load(config.data, config.data_dir)
-    config = resolve(_with_absolute_paths(config), dataset)
+    config = replace(resolve(_with_absolute_paths(config), dataset), precision=backend.precision)
     model = models.build(*_spec(config, dataset))  # refused before a folder is made, as weights are
     _require_parts_that_train(config, model, dataset)
     remark = REPEATS if initial is None else initial(model)
@@ -344,6 +345,8 @@ def _resumed(run: RunFolder, changes: Mapping[str, Any], reporter: Reporter, loc
             )
     _require_same_run(run, before)
     changed = {name: getattr(given, name) for name in CHANGEABLE if name in changes}
+    if "device" in changes:
+        changed = {"precision": None} | changed  # another device makes its own choice
     config = replace(before, **{"max_steps": None} | changed)
     validate(config)
     if config.tensorboard:
@@ -356,6 +359,9 @@ def _resumed(run: RunFolder, changes: Mapping[str, Any], reporter: Reporter, loc
     if config.epochs != before.epochs and config.schedule != "constant":
         reporter.note(f"the {config.schedule} schedule now spans {config.epochs} epochs instead of {before.epochs}")
     backend = _device(config, reporter)
+    if before.precision not in (None, backend.precision):
+        reporter.note(f"precision: {backend.precision} from here on, {before.precision} so far")
+    config = replace(config, precision=backend.precision)
     dataset = load(config.data, config.data_dir)
     if dataset.fingerprint != data["fingerprint"]:
         raise CheckpointError(
@@ -399,7 +405,8 @@ def _border_mean(dataset: Dataset) -> float:
 
 
 def _device(config: TrainConfig, reporter: Reporter) -> Backend:
-    choice = choose(config.device, config.threads)
+    choice = choose(config.device, config.threads, config.precision)
+    require_captures(choice.backend, config.graph)
     reporter.note(f"device: {choice.backend.describe()} ({choice.why})")
     return choice.backend
 
@@ -444,6 +451,7 @@ def _trainer(
         accumulate=config.accumulate,
         clip=config.clip,
         average=None if config.ema is None else optim.WeightAverage(model, config.ema),
+        graph=backend.name == "cuda" if config.graph is None else config.graph,
     )
 
 

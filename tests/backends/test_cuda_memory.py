@@ -66,7 +66,8 @@ def test_arrays_go_there_and_back(backend) -> None:
     target = backend.empty((3, 2))
     backend.copy(array, target)
     assert np.array_equal(target, host)
-    assert backend.describe() == "cuda, NVIDIA H200"
+    assert backend.describe() == "cuda, NVIDIA H200, in TF32"
+    assert CudaBackend(backend.run, "fp32").describe() == "cuda, NVIDIA H200, in FP32"
 
 
 def test_what_lies_elsewhere_is_refused(backend) -> None:

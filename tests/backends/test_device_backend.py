@@ -1,23 +1,34 @@
 """The kernels as a backend, in the emulator: each operation arrives at its kernels with its arguments in order."""
 
+import contextlib
 import re
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kernels.errors import ShapeError
+from kernels.errors import ShapeError, TechniqueError
 from kernels.run_emulated import EmulatorRunner
-from minidl.backends import Backend, get_backend
+from minidl.backends import Backend, device, get_backend
 from minidl.backends.emulated import EmulatorBackend
 from minidl.errors import ConfigError
-from minidl.lab.operations import cases, check_operation, operations
+from minidl.lab.operations import Row, cases, check_operation, operations
 
 
 def small_case(operation: str) -> str:
     """An ordinary one that is neither empty nor of one element."""
     ordinary = [case for case in cases(operation) if not re.search(r"(?<!\d)0x|/x?1x1|batch-0", case)]
     return ordinary[min(1, len(ordinary) - 1)] if operation not in ("sgd", "adam") else ordinary[1]
+
+
+def check_first_that_fits(backend: EmulatorBackend, operation: str, technique: str | None) -> list[Row]:
+    """The rows of a small case that the technique takes."""
+    for case in (small_case(operation), *cases(operation)):
+        with contextlib.suppress(TechniqueError):
+            rows = check_operation(backend, operation, case, variant=technique or "default")
+            if backend.run.launched:
+                return rows
+    raise AssertionError(f"{operation} by {technique} takes no case")
 
 
 class Elsewhere:
@@ -42,7 +53,7 @@ def launched(backend: EmulatorBackend) -> list[str]:
 def test_every_operation_by_every_technique(backend, operation: str) -> None:
     for technique in backend.techniques(operation) or (None,):
         backend.use(operation, technique)
-        rows = check_operation(backend, operation, small_case(operation))
+        rows = check_first_that_fits(backend, operation, technique)
         assert rows
         assert not [f"{technique}: {row}" for row in rows if not row.passed]
         assert launched(backend)
@@ -66,6 +77,50 @@ def test_a_technique_that_is_chosen_is_taken(backend) -> None:
     backend.use("relu_forward", None)
     backend.relu_forward(x[:4], y[:4])
     assert backend.run.launched[0].kernel.name in ("relu_forward_scalar", "relu_forward_vector")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_products_are_asked_for_in_the_backends_precision(monkeypatch, precision: str) -> None:
+    backend, asked = EmulatorBackend(precision=precision), {}
+
+    def host(run, *arguments, precision):
+        asked[len(asked)] = precision
+
+    names = ("conv2d_forward", "conv2d_backward_input", "conv2d_backward_weight")
+    for name in names:
+        monkeypatch.setattr(device.conv, name, host)
+    for name in ("linear_forward", "linear_backward_input", "linear_backward_weight"):
+        monkeypatch.setattr(device.linear, name, host)
+    x = backend.zeros((1, 4))
+    backend.conv2d_forward(x, x, None, x, (1, 1), (0, 0))
+    backend.conv2d_backward_input(x, x, x, (1, 1), (0, 0))
+    backend.conv2d_backward_weight(x, x, x, (1, 1), (0, 0))
+    backend.linear_forward(x, x, None, x)
+    backend.linear_backward_input(x, x, x)
+    backend.linear_backward_weight(x, x, x)
+    assert list(asked.values()) == [precision] * 6
+
+
+def test_tensor_cores_are_taken_where_the_precision_says_so() -> None:
+    x, w, y = (np.ones(shape, np.float32) for shape in ((1, 4, 4, 8), (3, 3, 8, 8), (1, 4, 4, 8)))
+    for precision, technique in (("fp32", "implicit_gemm"), ("tf32", "tensor_core")):
+        backend = EmulatorBackend(EmulatorRunner(counts=True), precision)
+        backend.conv2d_forward(x, w, None, y, (1, 1), (1, 1))
+        assert backend.run.launched[0].kernel.name == f"conv2d_forward_{technique}"
+        backend.use("conv2d_forward", "direct")
+        backend.conv2d_forward(x, w, None, y, (1, 1), (1, 1))
+        assert backend.run.launched[-1].kernel.name == "conv2d_forward_direct"
+
+
+def test_a_technique_that_cannot_take_the_arrays_is_an_error_and_not_another(backend) -> None:
+    x, y = backend.zeros((9,))[1:], backend.empty((8,))
+    backend.use("relu_forward", "vector")
+    with pytest.raises(TechniqueError, match="relu_forward cannot be computed by technique 'vector': x starts at no"):
+        backend.relu_forward(x, y)
+    assert not launched(backend)
+    backend.use("relu_forward", None)
+    backend.relu_forward(x, y)
+    assert launched(backend) == ["relu_forward_scalar"]
 
 
 def test_a_technique_that_is_not_there_is_refused(backend) -> None:

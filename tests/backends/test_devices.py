@@ -1,11 +1,13 @@
 """Devices by name, what is said about one that cannot be used, and host memory."""
 
+import pickle
+
 import numpy as np
 import pytest
 
 from minidl import backends, nn
-from minidl.backends import choose, get_backend, gpu
-from minidl.errors import DeviceError
+from minidl.backends import choose, get_backend, gpu, in_precision
+from minidl.errors import ConfigError, DeviceError
 
 
 def test_a_device_is_the_same_object_every_time() -> None:
@@ -24,6 +26,39 @@ def test_devices_describe_themselves() -> None:
     assert (get_backend("emulator").name, get_backend("emulator").dtype) == ("emulator", np.float32)
     assert (get_backend("cpu").name, get_backend("cpu").dtype) == ("cpu", np.float32)
     assert (get_backend("reference").name, get_backend("reference").dtype) == ("reference", np.float64)
+
+
+def test_a_precision_belongs_to_the_device() -> None:
+    assert [get_backend(name).precision for name in ("cpu", "reference", "emulator")] == ["fp32"] * 3
+    tf32 = get_backend("emulator", precision="tf32")
+    assert tf32.precision == "tf32"
+    assert tf32.describe() == "emulator, the GPU's kernels without a GPU, in TF32"
+    assert get_backend("emulator", precision="fp32") is get_backend("emulator") is not tf32
+    assert pickle.loads(pickle.dumps(tf32)) is tf32
+    assert get_backend("cpu", 2, "fp32") is get_backend("cpu", 2)
+
+
+@pytest.mark.parametrize("name", ["cpu", "reference"])
+def test_a_precision_that_a_device_has_not_is_refused(monkeypatch, name: str) -> None:
+    there = "; device cuda and device emulator have it"
+    with pytest.raises(ConfigError, match=f"^--precision tf32: device {name} computes in fp32 only{there}$"):
+        get_backend(name, precision="tf32")
+    with pytest.raises(ConfigError, match=r"^--precision bf16: device emulator computes in fp32 or tf32 only$"):
+        get_backend("emulator", precision="bf16")
+    monkeypatch.setattr(backends, "why_no_cuda", lambda: "there is none")
+    with pytest.raises(ConfigError, match=r"^--precision tf32: device cpu computes in fp32 only"):
+        choose("auto", precision="tf32")
+
+
+def test_a_precision_for_a_while() -> None:
+    backend = get_backend("emulator", precision="tf32")
+    with in_precision(backend, "fp32"):
+        assert backend.precision == "fp32"
+    with pytest.raises(ZeroDivisionError), in_precision(backend, "fp32"):
+        raise ZeroDivisionError
+    assert backend.precision == "tf32"
+    with in_precision(get_backend("cpu"), "fp32"):
+        pass
 
 
 @pytest.mark.parametrize("name", ["gpu", "CPU", "auto", ""])
@@ -70,7 +105,7 @@ def test_choosing_says_why(monkeypatch) -> None:
 
 @pytest.mark.parametrize("error", [ImportError("no module named cupy"), RuntimeError("no kernel can be launched")])
 def test_a_gpu_that_fails_at_its_start_is_refused_and_auto_says_so(monkeypatch, error: Exception) -> None:
-    def start() -> None:
+    def start(precision: str) -> None:
         raise error
 
     monkeypatch.setattr(gpu, "lack", lambda: None)
@@ -86,9 +121,12 @@ def test_auto_takes_a_gpu_that_can_be_used(monkeypatch) -> None:
     there = object()
     monkeypatch.setattr(gpu, "lack", lambda: None)
     monkeypatch.setattr(backends, "_created", {})
-    monkeypatch.setattr("minidl.backends.cuda.CudaBackend", lambda: there)
+    asked = []
+    monkeypatch.setattr("minidl.backends.cuda.CudaBackend", lambda precision: asked.append(precision) or there)
     assert choose("auto", 2) == (there, "the GPU that is here")
     assert choose("cuda") == (there, "asked for")
+    assert choose("auto", precision="fp32").backend is there
+    assert asked == ["tf32", "fp32"]
 
 
 def test_a_number_of_threads_that_cannot_be_is_refused() -> None:

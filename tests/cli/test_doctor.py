@@ -317,7 +317,7 @@ def test_with_a_gpu_what_it_needs_is_worth_a_warning(minidl, in_a_folder, driver
 
 
 def test_a_gpu_that_is_refused_at_its_start_is_worth_a_warning(driver, monkeypatch) -> None:
-    def refuse():
+    def refuse(**options):
         raise RuntimeError("no kernel can be launched")
 
     driver(SOUND)
@@ -332,7 +332,7 @@ def test_a_gpu_that_is_taken(driver, monkeypatch) -> None:
     driver(SOUND)
     taken = SimpleNamespace(name="cuda", describe=lambda: "cuda, NVIDIA H200")
     monkeypatch.setattr(gpu, "lack", lambda: None)
-    monkeypatch.setattr("minidl.backends._created", {("cuda", None): taken})
+    monkeypatch.setattr("minidl.backends._created", {("cuda", None, "tf32"): taken})
     assert gpu_checks.device() == Finding(PASS, "cuda, NVIDIA H200")
 
 

@@ -145,3 +145,49 @@ def test_bad_input_is_one_line(minidl, few, arguments, message: str) -> None:
     assert result.stderr.startswith("Error: ")
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_explain_says_which_technique_each_operation_takes_and_why(minidl) -> None:
+    arguments = "models", "--model", "small-cnn", "--explain", "--device", "emulator", "--batch-size", 2
+    result = minidl(*arguments)
+    assert result.exit_code == 0, result.output
+    table, conditions = result.stdout.split("\n\n")
+    assert rows(table)[0] == ["layer", "operation", "arrays", "technique", "why"]
+    pool = ["pool2", "max_pool2d_forward", "x 2x28x28x32", "vector", "32 channels, all arrays aligned to 16 bytes"]
+    assert pool in rows(table)
+    assert conditions.startswith("For a training step of 2 images of 28x28x1 in 10 classes, --norm batch, on emulator")
+    found = json.loads(minidl(*arguments, "--precision", "tf32", "--json").stdout)
+    assert (found["device"], found["precision"], found["batch_size"]) == ("emulator", "tf32", 2)
+    conv2 = next(one for one in found["operations"] if one["layer"] == "conv2")
+    assert (conv2["operation"], conv2["technique"]) == ("conv2d_forward", "tensor_core")
+    assert conv2["shapes"]["x"] == [2, 28, 28, 32]
+
+
+def test_the_cpu_has_nothing_to_explain(minidl) -> None:
+    result = minidl("models", "--model", "small-cnn", "--explain", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("device cpu has one implementation of each operation")
+    assert result.stdout.count("\n") == 1
+    assert json.loads(minidl("models", "--model", "mlp-3", "--explain", "--device", "cpu", "--json").stdout) == {
+        "device": "cpu",
+        "operations": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--explain"], "--explain needs --model NAME"),
+        (["--model", "mlp-3", "--explain", "--summary"], "--explain and --summary are two tables"),
+        (["--model", "mlp-3", "--device", "cpu"], "--device goes with --explain"),
+        (["--batch-size", "3"], "--batch-size goes with --explain"),
+        (["--model", "mlp-3", "--explain", "--device", "cpu", "--precision", "tf32"], "device cpu computes in fp32"),
+        (["--model", "small-cnn", "--norm", "ghost:4", "--explain", "--device", "emulator", "--batch-size", "3"],
+         "--batch-size 3 is too small for small-cnn"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_one_line(minidl, arguments, message: str) -> None:
+    result = minidl("models", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1

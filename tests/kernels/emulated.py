@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 
+from kernels.errors import TechniqueError
 from kernels.launch import Kernel
 from kernels.run_emulated import EmulatorRunner
 
@@ -24,10 +26,16 @@ def blank(shape: tuple[int, ...], offset: int = 0, dtype: Any = np.float32) -> n
     return placed(np.full(shape, 77), offset, dtype)
 
 
+def number(value: Any, dtype: Any = np.uint32) -> np.ndarray:
+    """A number in device memory."""
+    return RUN.upload(np.array(value, dtype))
+
+
 class Recorder:
     """A runner that runs nothing and notes what it was asked to."""
 
     name = "recorder"
+    chip = None  # of the GPU for which techniques are chosen
 
     def __init__(self) -> None:
         self.kernels: list[Kernel] = []
@@ -39,6 +47,18 @@ class Recorder:
 
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
         return np.empty(shape, dtype)
+
+    def barrier(self) -> np.ndarray:
+        return np.zeros(1, np.uint32)
+
+
+def run_by(technique: str | None, fits: bool, host: Callable[..., None], *arguments: Any) -> None:
+    """Call a host function by a technique; where the vector one does not fit, see it refuse, and let it choose."""
+    if technique == "vector" and not fits:
+        with pytest.raises(TechniqueError, match=f"^{host.__name__} cannot be computed by technique 'vector'"):
+            host(*arguments, technique=technique)
+        technique = None
+    host(*arguments, technique=technique)
 
 
 def figures(host: Callable[..., None], *arguments: Any, **options: Any) -> Any:

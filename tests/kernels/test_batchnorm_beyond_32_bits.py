@@ -71,9 +71,9 @@ def test_apply(rng, sparse, residual: bool) -> None:
     parameters = shift, delta, inv_std, inv_std, inv_std
     if residual:
         kernel = batchnorm_add_relu_apply_vector(CHANNELS, False, int64)
-        first_block(kernel, x, other, *parameters, y, ROWS, 16)
+        first_block(kernel, x, other, *parameters, y, ROWS, 16, 1)
     else:
-        first_block(batchnorm_apply_vector(CHANNELS, False, False, int64), x, *parameters, y, ROWS, 16)
+        first_block(batchnorm_apply_vector(CHANNELS, False, False, int64), x, *parameters, y, ROWS, 16, 1)
     a, b, got, k, d, scale = seen(x, other, y, shift, delta, inv_std)
     expected = ((a - k) - d) * scale
     expected = np.maximum(expected + b, 0) if residual else expected
@@ -94,7 +94,7 @@ def test_backward(rng, sparse, residual: bool) -> None:
         kernel = batchnorm_sum_gradients_vector(CHANNELS, False, False, int64)
         first_block(kernel, x, dy, shift, delta, inv_std, inv_std, inv_std, partial, ROWS, 16)
     kernel = batchnorm_backward_vector(CHANNELS, False, True, False, int64)
-    first_block(kernel, x, dy, shift, delta, inv_std, inv_std, inv_std, mean_g, slope, dx, ROWS, 16)
+    first_block(kernel, x, dy, shift, delta, inv_std, inv_std, inv_std, mean_g, slope, dx, ROWS, 16, 1)
 
     a, b, g, k, d, scale, mean, factor = seen(x, y, dy, shift, delta, inv_std, mean_g, slope)
     centred = (a - k) - d

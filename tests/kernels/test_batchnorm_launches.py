@@ -5,11 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 from emulated import RUN, Recorder, blank, launched, placed
+from numba import uint32
 
 from kernels import batchnorm
 from kernels.batchnorm import BatchStatistics
+from kernels.batchnorm.apply import batchnorm_apply_vector
+from kernels.batchnorm.backward import batchnorm_backward_vector
 from kernels.batchnorm.split import ENOUGH, Split
-from kernels.errors import ShapeError
+from kernels.emulator import launch as emulation
+from kernels.emulator.counts import CountingObserver
+from kernels.errors import ShapeError, TechniqueError
 from kernels.run_emulated import EmulatorRunner
 
 Array = np.ndarray
@@ -30,7 +35,7 @@ def backward(x: Array, training: bool, affine: bool, relu: bool = False, techniq
 def test_wide_accesses_where_the_arrays_allow_them() -> None:
     for c, offset, technique, width in (
         (8, 0, None, "vector"), (8, 0, "vector", "vector"), (8, 4, None, "vector"), (8, 0, "scalar", "scalar"),
-        (8, 1, None, "scalar"), (8, 1, "vector", "scalar"), (6, 0, "vector", "scalar"), (1, 0, None, "scalar"),
+        (8, 1, None, "scalar"), (6, 0, None, "scalar"), (1, 0, None, "scalar"),
     ):  # fmt: skip
         x, statistics, parameter = arrays(5, c, offset=offset)
         choice: dict[str, Any] = {"technique": technique}
@@ -50,6 +55,63 @@ def test_wide_accesses_where_the_arrays_allow_them() -> None:
         ) == [
             f"batchnorm_mask_and_sum_gradients_{width}", "batchnorm_finish_gradients", f"batchnorm_backward_{width}",
         ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("c", "offset"), [(6, 0), (8, 1)])
+def test_wide_accesses_are_refused_where_the_arrays_do_not_allow_them(c: int, offset: int) -> None:
+    x, statistics, parameter = arrays(5, c, offset=offset)
+    given, wide = (statistics, parameter, parameter, x), {"technique": "vector"}
+    for host, rest in (
+        (batchnorm.batchnorm_statistics, (1e-5, statistics)),
+        (batchnorm.batchnorm_apply, (*given, True)),
+        (batchnorm.batchnorm_add_relu_apply, (x, *given)),
+        (batchnorm.batchnorm_backward, (x, *given, parameter, parameter, True, True)),
+        (batchnorm.batchnorm_add_relu_backward, (x, x, statistics, parameter, x, x, None, None, True)),
+    ):
+        with pytest.raises(TechniqueError, match="technique 'vector'"):
+            launched(host, x, *rest, **wide)
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 1000, 4096, 99_999, 2**20])
+@pytest.mark.parametrize("c", [1, 64, 516])
+def test_the_second_pass_visits_all_rows_and_the_ends_of_what_blocks_have_read_first(c: int, rows: int) -> None:
+    parts = Split(c, 4 if c % 4 == 0 else 1)
+    stretch, groups = parts.way_back(rows, 2048, 16)
+    blocks, _, pieces = parts.grid_back(rows, stretch, groups)
+    assert stretch == parts.span(rows, ENOUGH, rows)  # what a block has summed
+    assert blocks == -(-rows // stretch)
+    assert (pieces - 1) * groups * 4 * parts.depth < stretch <= pieces * groups * 4 * parts.depth
+    assert groups <= 4
+
+
+@pytest.mark.parametrize("operation", ["apply", "backward"])
+def test_of_each_stretch_the_second_pass_reads_the_end_first(operation: str, monkeypatch) -> None:
+    """As a GPU starts blocks: in the order of their numbers, here one after the other."""
+    seen: list[int] = []
+
+    class Order(CountingObserver):
+        def memory(self, place, kind, space, name, addresses, *rest):
+            if (kind, name) == ("load", "x"):
+                seen.append(int(addresses.min()) // 256)
+            super().memory(place, kind, space, name, addresses, *rest)
+
+    monkeypatch.setattr(emulation, "CountingObserver", Order)
+    monkeypatch.setattr(emulation, "BATCH", 256)
+    rows, stretch, groups, c = 3 * 512 + 100, 512, 2, [blank((64,)) for _ in range(7)]
+    x, y = blank((rows, 64)), blank((rows, 64))
+    if operation == "apply":
+        arrays = (batchnorm_apply_vector(64, True, True, uint32), x, *c[:5], y)
+    else:
+        arrays = (batchnorm_backward_vector(64, True, True, True, uint32), x, x, *c, y)
+    EmulatorRunner(counts=True)(*arrays, rows, stretch, groups)
+    first = min(seen)
+    visited = [row - first for row in seen]
+    assert len(visited) * 16 == rows + (-rows) % 16  # 16 rows at once
+    assert {row // 512 for row in visited[:24]} == {0, 1, 2}  # the last 128 rows of all but the short stretch
+    assert all(row % 512 >= 384 for row in visited[:24])
+    for number in range(4):
+        pieces = [row % 512 // 64 for row in visited if row // 512 == number]
+        assert pieces == sorted(pieces, reverse=True)
 
 
 def test_one_misaligned_array_is_enough_for_scalar_accesses() -> None:

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from emulated import RUN, blank, launched, placed
+from emulated import RUN, blank, launched, placed, run_by
 from numba import int64, uint32
 from numpy.testing import assert_array_equal
 
@@ -22,7 +22,7 @@ def values(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_add(rng, shape, technique, offset: int) -> None:
     a, b, out = values(rng, shape), rng.permutation(values(rng, shape)), blank(shape, offset)
-    add(RUN, placed(a, offset), placed(b, offset), out, technique=technique)
+    run_by(technique, offset == 0 or out.size == 0, add, RUN, placed(a, offset), placed(b, offset), out)
     assert_array_equal(out, add_reference(a, b))
 
 
@@ -56,7 +56,7 @@ def test_vectors_where_all_arrays_are_aligned() -> None:
     assert launched(add, aligned, aligned, aligned) == ["add_vector"]
     assert launched(add, aligned, aligned, aligned, technique="scalar") == ["add_scalar"]
     for arrays in ((shifted, aligned, aligned), (aligned, shifted, aligned), (aligned, aligned, shifted)):
-        assert launched(add, *arrays, technique="vector") == ["add_scalar"]
+        assert launched(add, *arrays) == ["add_scalar"]
 
 
 def test_shapes_that_differ() -> None:

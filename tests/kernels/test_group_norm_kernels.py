@@ -2,7 +2,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from emulated import RUN, Recorder, blank, launched, placed
+from emulated import RUN, Recorder, blank, launched, placed, run_by
 from numba import int64, uint32
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -83,18 +83,23 @@ def test_statistics_forward_and_backward(rng, way: str, shape, groups: int, tech
     offset = int(rng.integers(2))
     x_, dy_ = placed(x, offset), placed(dy, offset)
     out = outputs(shape, groups, offset)
-    group_norm.group_norm_statistics(RUN, x_, groups, EPS, out, technique=technique)
+    seen = layout.view("", x, groups)
+    in_fours, whole, across = offset == 0 and shape[-1] % 4 == 0, seen.size % 4 == 0, layout.walks_across(seen)
+    fits = in_fours and (whole or not seen.by_groups)
+    run_by(technique, fits, group_norm.group_norm_statistics, RUN, x_, groups, EPS, out)
     assert_right(out, x, groups)
     exact = wide(out)
     for parameters in ((gamma, beta), (gamma, None), (None, None)):
         g, b = (None if array is None else placed(array, offset) for array in parameters)
         g64, b64 = (None if array is None else array.astype(np.float64) for array in parameters)
         y, dx, dgamma, dbeta = blank(shape, offset), blank(shape, offset), blank(gamma.shape), blank(gamma.shape)
-        group_norm.group_norm_apply(RUN, x_, out, groups, g, b, y, technique=technique)
+        fits = in_fours and (whole or not across)
+        run_by(technique, fits, group_norm.group_norm_apply, RUN, x_, out, groups, g, b, y)
         right = group_norm.group_norm_apply_reference(x.astype(np.float64), exact, groups, g64, b64)
         assert (np.abs(y - right) <= y_bound(x, out, groups, g, b)).all()
 
-        group_norm.group_norm_backward(RUN, x_, dy_, out, groups, g, dx, dgamma, dbeta, technique=technique)
+        fits = in_fours and (whole or not (across or seen.by_groups))
+        run_by(technique, fits, group_norm.group_norm_backward, RUN, x_, dy_, out, groups, g, dx, dgamma, dbeta)
         rights = group_norm.group_norm_backward_reference(x.astype(float), dy.astype(float), exact, groups, g64)
         bounds = backward_bounds(x, dy, exact, groups, g)
         for name, got, expected in zip(("dx", "dgamma", "dbeta"), (dx, dgamma, dbeta), rights, strict=True):
@@ -250,7 +255,7 @@ def test_few_rows_go_by_groups_and_many_by_rows() -> None:
 
 def test_wide_accesses_where_the_arrays_and_the_groups_allow_them() -> None:
     for x, groups in ((blank((5, 30, 64), 1), 8), (blank((5, 30, 6)), 2), (blank((5, 64), 1), 1), (blank((5, 12)), 4)):
-        assert not any("vector" in name for name in names(x, groups, technique="vector"))
+        assert not any("vector" in name for name in names(x, groups))
     x, off = blank((5, 30, 64)), blank((5, 30, 64), 1)
     statistics, parameter, misplaced = outputs(x.shape, 8), blank((64,)), blank((64,), 1)
     for given in ((off, parameter), (x, misplaced)):

@@ -8,6 +8,7 @@ from kernels.errors import ShapeError
 from kernels.loss import cross_entropy
 from kernels.optimizer import adam, sgd
 from kernels.pooling import avg_pool2d_forward, max_pool2d_forward
+from kernels.updates import adam_numbers
 
 
 class NothingRuns:
@@ -59,9 +60,11 @@ def test_label_smoothing_is_a_share(smoothing) -> None:
 
 
 def test_optimizers_name_what_they_lack() -> None:
-    value = [np.zeros(3, np.float32)]
-    with pytest.raises(ValueError, match=r"momentum is 0\.9 and velocities is empty"):
-        sgd(RUN, value, value, [], 0.1, 0.9, 0.0, False)
+    value, two = [np.zeros(3, np.float32)], np.zeros(2, np.float32)
+    with pytest.raises(ShapeError, match=r"sgd: numbers has shape \(2,\), expected \(3,\)"):
+        sgd(RUN, value, value, [], two, False)
+    with pytest.raises(ShapeError, match=r"adam: numbers has shape \(2,\), expected \(9,\)"):
+        adam(RUN, value, value, value, value, two)
     for step, beta1 in ((0, 0.9), (-1, 0.9), (1, 1.0)):
         with pytest.raises(ValueError, match="expected a step from 1, betas in"):
-            adam(RUN, value, value, value, value, step, 0.1, beta1, 0.99, 1e-8, 0.0, False)
+            adam_numbers(step, 0.1, beta1, 0.99, 1e-8, 0.0, False)

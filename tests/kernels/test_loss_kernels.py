@@ -16,7 +16,7 @@ from kernels.loss import (
     cross_entropy_sum,
     cross_entropy_targets,
 )
-from kernels.metrics import CHUNK, all_finite, count_correct, count_correct_reference
+from kernels.metrics import CHUNK, FEW, all_finite, append_result, count_correct_reference
 from kernels.run_emulated import EmulatorRunner
 from minidl.lab.budget import compare
 from minidl.lab.operations.loss import cross_entropy_bounds
@@ -176,16 +176,20 @@ def test_shapes_that_do_not_fit_are_refused(run) -> None:
         cross_entropy(run, x, t, loss, x, 0.0, IGNORE, "each")
     with pytest.raises(TypeError, match="targets has dtype int32, expected int64"):
         cross_entropy(run, x, t.astype(np.int32), loss, x, 0.0, IGNORE, "mean")
+    log = np.array(0), np.zeros(3, np.float32), np.zeros(3, np.int64)
     for arrays, message in (
-        ((x[0], t, np.array(0)), "logits has shape (3,), expected (n, classes)"),
-        ((x, t[:3], np.array(0)), "targets has shape (3,), expected (4,)"),
-        ((x, t, np.array([0])), "correct has shape (1,), expected ()"),
+        ((x[0], t, loss, *log), "logits has shape (3,), expected (n, classes)"),
+        ((x, t[:3], loss, *log), "targets has shape (3,), expected (4,)"),
+        ((x, t, loss.reshape(1), *log), "loss has shape (1,), expected ()"),
+        ((x, t, loss, log[0].reshape(1), *log[1:]), "count has shape (1,), expected ()"),
+        ((x, t, loss, log[0], x, log[2]), "losses has shape (4, 3), expected (N,)"),
+        ((x, t, loss, *log[:2], log[2][:2]), "corrects has shape (2,), expected (3,)"),
     ):
-        with pytest.raises(ShapeError, match=re.escape(f"count_correct: {message}")):
-            count_correct(run, *arrays)
+        with pytest.raises(ShapeError, match=re.escape(f"append_result: {message}")):
+            append_result(run, *arrays)
 
 
-@pytest.mark.parametrize("technique", LANES)
+@pytest.mark.parametrize("technique", [*LANES, "block"])
 def test_correct_rows_are_counted_exactly(run, rng, technique: str) -> None:
     """Over several blocks, with ties, NaN, infinities and targets that are no class."""
     logits = rng.integers(-2, 3, (3 * BLOCK + 5, 7)).astype(np.float32)
@@ -193,9 +197,20 @@ def test_correct_rows_are_counted_exactly(run, rng, technique: str) -> None:
     logits[::11] = -INF
     best = np.where(np.isnan(logits), -INF, logits).argmax(axis=1)
     targets = np.where(rng.random(len(logits)) < 0.5, best, rng.integers(-2, 9, len(logits)))
-    correct = run.empty((), np.int64)
-    count_correct(run, logits, targets, correct, technique=technique)
-    assert 0 < correct == count_correct_reference(logits, targets)
+    count, losses, corrects = np.array(1), np.zeros(3, np.float32), np.zeros(3, np.int64)
+    append_result(run, logits, targets, np.array(0.5, np.float32), count, losses, corrects, technique=technique)
+    expected = count_correct_reference(logits, targets)
+    assert expected > 0
+    assert (count.item(), losses.tolist(), corrects.tolist()) == (2, [0, 0.5, 0], [0, expected, 0])
+
+
+@pytest.mark.parametrize(("rows", "launches"), [(1, 1), (FEW, 1), (FEW + 1, 2)])
+def test_the_results_of_a_small_batch_are_one_launch(rows: int, launches: int) -> None:
+    run = EmulatorRunner(counts=True)
+    logits, targets, loss = np.eye(3, dtype=np.float32)[np.arange(rows) % 3], np.arange(rows) % 3, np.array(2.0, "f4")
+    count, losses, corrects = np.array(0), np.zeros(1, np.float32), np.zeros(1, np.int64)
+    append_result(run, logits, targets, loss, count, losses, corrects)
+    assert (corrects.item(), len(run.launched)) == (rows, launches)
 
 
 @pytest.mark.parametrize("technique", ["scalar", "vector"])

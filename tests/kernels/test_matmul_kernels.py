@@ -10,6 +10,7 @@ from kernels.matmul import matmul, matmul_plain, matmul_reference, matmul_tiled
 from kernels.run_emulated import EmulatorRunner
 from kernels.tiles import LARGE, MEDIUM, SMALL, TALL, TILES, Tile, slices_of, span_of, tile_for
 
+TECHNIQUES = "plain", "tiled"  # which take everything
 TURNS = list(product((False, True), repeat=2))
 
 
@@ -25,7 +26,7 @@ def exact(a: np.ndarray, b: np.ndarray, a_transposed: bool, b_transposed: bool) 
     return matmul_reference(a.T if a_transposed else a, b.T if b_transposed else b)
 
 
-@pytest.mark.parametrize("technique", matmul.techniques)
+@pytest.mark.parametrize("technique", TECHNIQUES)
 @pytest.mark.parametrize(
     "size",
     [
@@ -44,7 +45,7 @@ def test_products_of_whole_numbers_are_exact(rng, size, technique: str) -> None:
 
 
 @pytest.mark.parametrize("size", [(0, 3, 4), (3, 0, 4)], ids=str)
-@pytest.mark.parametrize("technique", matmul.techniques)
+@pytest.mark.parametrize("technique", TECHNIQUES)
 def test_an_empty_result_takes_no_launch(rng, size, technique: str) -> None:
     m, n, k = size
     run = EmulatorRunner(counts=True)
@@ -95,7 +96,7 @@ def test_a_deep_product_is_summed_in_slices(rng) -> None:
     assert merge.kernel.name == "sum_columns_of_chunks"
 
 
-@pytest.mark.parametrize("technique", matmul.techniques)
+@pytest.mark.parametrize("technique", TECHNIQUES)
 def test_a_nan_and_an_infinity_go_where_the_sums_go(rng, technique: str) -> None:
     a, b, c = whole(rng, 20, 18), np.ones((18, 17), np.float32), np.empty((20, 17), np.float32)
     a[3, 4], b[17, 16] = np.nan, np.inf

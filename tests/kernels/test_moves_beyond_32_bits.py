@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from emulated import blank, placed
+from emulated import blank, number, placed
 from numpy.testing import assert_allclose, assert_array_equal
 
 import kernels.emulator.launch
@@ -95,7 +95,7 @@ def test_dropout_where_the_blocks_number_has_a_high_word(sparse, technique: str)
     size = 2**34 + 1027
     x, y = sparse(size), sparse(size)
     x[-500:] = 1
-    dropout(RUN, x, y, 0.5, 11, 2, 3, technique=technique)
+    dropout(RUN, x, y, 0.5, 11, 2, number(3), technique=technique)
     block = np.arange(size // 4 - 200, size // 4 + 1, dtype=np.uint64)
     assert (block >> 32).all()
     words = np.stack(philox4x32(block & 0xFFFFFFFF, block >> 32, 3, 2, 11, 0), axis=-1).reshape(-1)
@@ -108,7 +108,7 @@ def test_noise_where_the_blocks_number_has_a_high_word(sparse, technique: str, c
     rows = 2**34 // channels + 1027
     x, y = sparse(rows, channels), sparse(rows, channels)
     x[-200:] = 1
-    noise_backward(RUN, x, y, 1.0, 0.5, 11, 2, 3, technique=technique)
+    noise_backward(RUN, x, y, 1.0, 0.5, 11, 2, number(3), technique=technique)
     element = np.arange((rows - 100) * channels, rows * channels, dtype=np.uint64)
     assert (element >> 34).all()
     words = np.array(philox4x32((element >> 2) & 0xFFFFFFFF, element >> 34, 3, 4, 11, 0))

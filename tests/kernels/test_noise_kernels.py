@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from emulated import RUN, blank, launched, placed
+from emulated import RUN, blank, launched, number, placed, run_by
 from numba import int64, uint32
 from numpy.testing import assert_array_equal
 
@@ -19,6 +19,7 @@ from kernels.random import seed_words
 
 PAPER = 0.5, 1.25, 0.1
 NUMBERS = 2**40 + 17, 2**32 - 4, 2**32 - 1  # seed, stream, call: the last of each that there are
+GIVEN = *NUMBERS[:2], number(NUMBERS[2])
 UNIT = 2.0**-24
 
 
@@ -29,8 +30,9 @@ def test_numbers_are_the_references(shape, technique, offset: int) -> None:
     """Of x = 0 there is m alone, of dy = 1 there is s; both within the few roundings that make them."""
     ones, zeros = placed(np.ones(shape), offset), placed(np.zeros(shape), offset)
     y, dx = blank(shape, offset), blank(shape, offset)
-    noise_forward(RUN, zeros, y, *PAPER, *NUMBERS, technique=technique)
-    noise_backward(RUN, ones, dx, *PAPER[1:], *NUMBERS, technique=technique)
+    fits = (offset == 0 or y.size == 0) and shape[-1] % 4 == 0
+    run_by(technique, fits, noise_forward, RUN, zeros, y, *PAPER, *GIVEN)
+    run_by(technique, fits, noise_backward, RUN, ones, dx, *PAPER[1:], *GIVEN)
     m = noise_terms(shape, PAPER[0], PAPER[2], *NUMBERS)
     s = noise_factors(shape, *PAPER[1:], *NUMBERS)
     assert np.abs(y - m).max(initial=0) <= 4 * UNIT * 0.6
@@ -41,8 +43,8 @@ def test_numbers_are_the_references(shape, technique, offset: int) -> None:
 def test_in_place(rng, technique: str) -> None:
     x = rng.standard_normal((33, 8)).astype(np.float32)
     y, in_place = blank(x.shape), placed(x)
-    noise_forward(RUN, placed(x), y, *PAPER, *NUMBERS, technique=technique)
-    noise_forward(RUN, in_place, in_place, *PAPER, *NUMBERS, technique=technique)
+    noise_forward(RUN, placed(x), y, *PAPER, *GIVEN, technique=technique)
+    noise_forward(RUN, in_place, in_place, *PAPER, *GIVEN, technique=technique)
     assert_array_equal(in_place, y)
 
 
@@ -53,7 +55,7 @@ def test_both_techniques_and_index_types_have_the_same_bits(rng, forward: bool) 
     for factory in (noise_scalar, noise_vector):
         for index in (uint32, int64):
             y = blank(x.shape)
-            RUN(factory(8, forward, index), x, factors, terms, y, x.size, 0.1, 3, 2, *seed_words(1))
+            RUN(factory(8, forward, index), x, number(3), factors, terms, y, x.size, 0.1, 2, *seed_words(1))
             results.append(y)
     for y in results[1:]:
         assert_array_equal(y, results[0])
@@ -62,19 +64,19 @@ def test_both_techniques_and_index_types_have_the_same_bits(rng, forward: bool) 
 def test_vectors_where_channels_come_by_fours_and_arrays_are_aligned() -> None:
     fours, threes, shifted = blank((3, 8)), blank((8, 3)), blank((3, 8), offset=1)
     both = lambda name: ["noise_of_channels", name]  # noqa: E731
-    assert launched(noise_forward, fours, fours, *PAPER, *NUMBERS) == both("noise_vector")
-    assert launched(noise_forward, fours, fours, *PAPER, *NUMBERS, technique="scalar") == both("noise_scalar")
-    assert launched(noise_forward, threes, threes, *PAPER, *NUMBERS, technique="vector") == both("noise_scalar")
-    assert launched(noise_forward, shifted, fours, *PAPER, *NUMBERS) == both("noise_scalar")
-    assert launched(noise_backward, fours, shifted, *PAPER[1:], *NUMBERS) == both("noise_scalar")
+    assert launched(noise_forward, fours, fours, *PAPER, *GIVEN) == both("noise_vector")
+    assert launched(noise_forward, fours, fours, *PAPER, *GIVEN, technique="scalar") == both("noise_scalar")
+    assert launched(noise_forward, threes, threes, *PAPER, *GIVEN) == both("noise_scalar")
+    assert launched(noise_forward, shifted, fours, *PAPER, *GIVEN) == both("noise_scalar")
+    assert launched(noise_backward, fours, shifted, *PAPER[1:], *GIVEN) == both("noise_scalar")
 
 
 def test_arguments_that_do_not_fit() -> None:
     x = blank((2, 3))
     with pytest.raises(ShapeError, match=r"noise_forward: y has shape \(3, 2\), expected \(2, 3\)"):
-        noise_forward(RUN, x, blank((3, 2)), *PAPER, 0, 0, 0)
+        noise_forward(RUN, x, blank((3, 2)), *PAPER, 0, 0, number(0))
     with pytest.raises(ShapeError, match=r"noise_backward: an array has shape \(2, 0\), expected \(\.\.\., c\)"):
-        noise_backward(RUN, blank((2, 0)), blank((2, 0)), *PAPER[1:], 0, 0, 0)
+        noise_backward(RUN, blank((2, 0)), blank((2, 0)), *PAPER[1:], 0, 0, number(0))
     with pytest.raises(ValueError, match=r"noise: scale = 0\.5, expected a number of at least 1"):
-        noise_backward(RUN, x, x, 0.5, 0.1, 0, 0, 0)
+        noise_backward(RUN, x, x, 0.5, 0.1, 0, 0, number(0))
     assert (x == 77).all()

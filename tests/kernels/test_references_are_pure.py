@@ -65,6 +65,7 @@ def calls(real: Callable[..., np.ndarray]) -> dict[str, Callable[[], Any]]:
         "batchnorm_backward in evaluation": lambda: batchnorm.batchnorm_backward_reference(
             image, image, statistics, vector, vector, False, False
         ),
+        "batchnorm_forward": lambda: batchnorm.batchnorm_forward_reference(image, vector, vector, 1e-5, True, image),
         "batchnorm_add_relu_apply": lambda: batchnorm.batchnorm_add_relu_apply_reference(
             image, image, statistics, vector, vector
         ),
@@ -117,10 +118,11 @@ def calls(real: Callable[..., np.ndarray]) -> dict[str, Callable[[], Any]]:
         "sgd": lambda: optimizer.sgd_reference(vector, vector, None, 0.1, 0.0, 0.1, False)[0],
         "sgd with momentum": lambda: optimizer.sgd_reference(vector, vector, vector, 0.1, 0.9, 0.1, True),
         "adam": lambda: optimizer.adam_reference(vector, vector, vector, var, 3, 0.1, 0.9, 0.99, 1e-8, 0.1, False),
+        "adam_by_numbers": lambda: optimizer.adam_by_numbers_reference(vector, vector, vector, var, np.ones(9)),
         "adam decoupled": lambda: optimizer.adam_reference(
             vector, vector, vector, var, 3, 0.1, 0.9, 0.99, 1e-8, 0.1, True
         ),
-        "moving_average": lambda: averaging.moving_average_reference(vector, var, 0.9),
+        "moving_average": lambda: averaging.moving_average_reference(vector, var, 0.1),
         "global_norm": lambda: gradient_norm.global_norm_reference([vector, image]),
         "global_norm of one number": lambda: gradient_norm.global_norm_reference([real()]),
         "clip_by_norm": lambda: gradient_norm.clip_by_norm_reference(vector, real(), 0.1),
@@ -167,6 +169,14 @@ def test_every_reference_is_listed() -> None:
     )  # fmt: skip
     names = {name for module in modules for name in vars(module) if name.endswith("_reference")}
     listed = {f"{operation.split()[0]}_reference" for operation in OPERATIONS}
-    others = "count_correct", "all_finite", "gather_labels", "dropout_keep", "uniform"
+    others = (
+        "count_correct",
+        "append_result",
+        "cumulative_weight",
+        "all_finite",
+        "gather_labels",
+        "dropout_keep",
+        "uniform",
+    )
     other_dtypes = {f"{name}_reference" for name in others}
     assert names - other_dtypes == listed

@@ -177,3 +177,71 @@ def test_without_checks_a_race_passes() -> None:
         EmulatorRunner()(Factory(racing, promises("", "y"))(), y)
     EmulatorRunner(checks=False)(Factory(racing, promises("", "y"))(), y)
     EmulatorRunner().synchronize()
+
+
+# Graphs
+
+
+def test_a_graph_computes_nothing_until_it_is_replayed(run) -> None:
+    x, y = run.upload(array(1, 2, 3)), run.upload(array(0, 0, 0))
+    kernel = Factory(scale, promises("x", "y"))()
+    graph = run.capture(lambda: run(kernel, x, y, 2.0, 1, 3), warm_up=0)
+    assert y.tolist() == [0, 0, 0]
+    graph.replay()
+    assert y.tolist() == [3, 5, 7]
+    x[0] = 10
+    graph.replay()
+    assert y.tolist() == [21, 5, 7]
+
+
+def test_it_is_warmed_up_first(run) -> None:
+    x, calls = run.upload(array(0)), []
+    kernel = Factory(in_place, promises("x", "x"))()
+
+    def function() -> None:
+        calls.append(run.capturing)
+        run(kernel, x, 1)
+
+    graph = run.capture(function, warm_up=2)
+    assert (calls, run.capturing, x.tolist()) == ([False, False, True], False, [2])
+    graph.replay()
+    assert x.tolist() == [3]
+
+
+def test_memory_of_a_graph_is_unwritten_in_each_replay(run) -> None:
+    """What one replay left there is not for the next."""
+    kept = []
+    graph = run.capture(lambda: kept.append(run.empty((1,))), warm_up=0)
+    kept[0][0] = 7
+    graph.replay()
+    assert np.isnan(kept[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        (lambda run, x: run.upload(array(1)), "numbers came from the host"),
+        (lambda run, x: float(x[0]), "an element was read"),
+        (lambda run, x: x.tolist(), "an array was read"),
+        (lambda run, x: x + 1, "add was computed on the host"),
+        (lambda run, x: np.concatenate([x, x]), "concatenate was computed on the host"),
+        (lambda run, x: x.__setitem__(0, 1), "the host wrote to an array"),
+        (lambda run, x: bool(x), "an array was read"),
+        (lambda run, x: run.synchronize(), "the host waited"),
+        (lambda run, x: run.capture(lambda: None), "another capture began"),
+    ],
+)
+def test_what_a_graph_cannot_do_is_refused(run, what, message: str) -> None:
+    x = run.upload(array(4))
+    with pytest.raises(RuntimeError, match=f"^{message} while a graph is captured: "):
+        run.capture(lambda: what(run, x), warm_up=0)
+    assert not run.capturing
+    what(run, x)  # and nowhere else
+
+
+def test_views_are_made_while_a_graph_is_captured(run) -> None:
+    x = run.upload(np.arange(6, dtype=np.float32))
+    y = run.upload(array(0, 0))
+    kernel = Factory(scale, promises("x", "y"))()
+    run.capture(lambda: run(kernel, x[2:].reshape(2, 2)[1], y, 1.0, 0, 2), warm_up=0).replay()
+    assert y.tolist() == [4, 5]

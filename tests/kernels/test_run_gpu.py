@@ -9,6 +9,7 @@ import pytest
 from fake_cupy import DeviceArray, FakeCupy
 
 from kernels import compile_cache
+from kernels.chip import HOPPER
 from kernels.compile import Code
 from kernels.compile_cache import CompileCache
 from kernels.errors import OutOfMemoryError
@@ -333,3 +334,36 @@ def test_waiting_for_each_launch_names_the_kernel_that_failed(cupy, driver) -> N
     cupy.streams[-1].capturing = True  # so that waiting fails
     with pytest.raises(RuntimeError, match=r"make\(\) with grid \(2, 1, 1\) failed on the GPU: cudaError"):
         run(work(), array(64), array(64), 64, 0.1, 1, 1)
+
+
+def test_each_stream_has_its_own_number_for_barriers_of_the_grid(run, cupy) -> None:
+    here = run.barrier()
+    assert (here.shape, here.dtype, here.tolist()) == ((1,), np.uint32, [0])
+    assert run.barrier() is here
+    with cupy.cuda.Stream():
+        assert run.barrier() is not here
+    assert run.barrier() is here
+
+
+def test_each_graph_has_its_own_number_for_barriers_of_the_grid(run) -> None:
+    made = []
+    first = run.capture(lambda: made.append(run.barrier()))
+    run.capture(lambda: made.append(run.barrier()))
+    assert made[0] is made[1]  # the recording reads what the warm-up has made
+    assert made[2] is not made[1]
+    assert any(held is made[0] for held in first._memory)
+    assert run.barrier() is not made[0]
+
+
+def test_what_the_gpu_says_of_itself(run, cupy, monkeypatch) -> None:
+    assert run.chip is None  # it says nothing
+    says = {"CooperativeLaunch": 1, "MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 232448}
+    monkeypatch.setattr(cupy.cuda.Device, "attributes", says, raising=False)
+    del run.chip
+    assert run.chip is None
+    del run.chip
+    says["MaxRegistersPerMultiprocessor"] = 65536
+    assert run.chip == HOPPER
+    del run.chip
+    says["CooperativeLaunch"] = 0
+    assert run.chip is None

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from emulated import RUN, blank, figures, launched, placed
+from emulated import RUN, blank, figures, launched, placed, run_by
 from numba import int64, uint32
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -32,9 +32,9 @@ FACTOR = placed(-0.7)
 def test_scale(rng, shape, technique, offset: int) -> None:
     x, dy = placed(rng.standard_normal(shape), offset), placed(rng.standard_normal(shape), offset)
     y, dx, dfactor = blank(shape, offset), blank(shape, offset), blank(())
-    scale_forward(RUN, x, FACTOR, y, technique=technique)
+    run_by(technique, offset == 0 or y.size == 0, scale_forward, RUN, x, FACTOR, y)
     assert_array_equal(y, FACTOR * x)
-    scale_backward(RUN, x, dy, FACTOR, dx, dfactor, technique=technique)
+    run_by(technique, offset == 0 or y.size == 0, scale_backward, RUN, x, dy, FACTOR, dx, dfactor)
     assert_array_equal(dx, FACTOR * dy)
     _, expected = scale_backward_reference(x.astype(np.float64), dy.astype(np.float64), FACTOR)
     assert_allclose(dfactor, expected, rtol=0, atol=1e-7 + 1e-6 * np.abs(x * dy).sum())

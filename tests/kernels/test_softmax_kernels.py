@@ -83,11 +83,14 @@ def test_indices_are_32_bits_wide_where_that_is_enough() -> None:
 
 
 def test_the_lanes_of_a_warp_read_neighbours() -> None:
-    x, y = blank((64, 128)), blank((64, 128))
-    found = figures(softmax.softmax_forward, x, y)
-    assert found.store_sectors == y.nbytes // 32
-    assert found.load_sectors == 3 * x.nbytes // 32  # three looks, two of them at what the cache has
-    assert found.load_requests == 3 * x.size // 32
+    for columns, looks in ((128, 1), (softmax.HELD, 1), (1024, 3)):  # of a long row, two are at what the cache has
+        x, y = blank((16, columns)), blank((16, columns))
+        found = figures(softmax.softmax_forward, x, y)
+        assert found.store_sectors == y.nbytes // 32
+        assert found.load_sectors == looks * x.nbytes // 32
+        assert found.load_requests == looks * x.size // 32
+        found = figures(softmax.log_softmax_backward, x, x, y)
+        assert found.load_sectors == (2 if looks == 1 else 3) * x.nbytes // 32  # y only where it is needed
 
 
 def test_nothing_is_launched_for_nothing() -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kernels.errors import TechniqueError
 from minidl.backends.cpu import CpuBackend
+from minidl.backends.emulated import EmulatorBackend
 from minidl.errors import ConfigError, ProcessDiedError
 from minidl.lab.operations import cases, operations
-from minidl.lab.verify import CHUNK, DEFAULT, as_json, plan, summaries, techniques, using, verify
+from minidl.lab.verify import CHUNK, DEFAULT, Refusal, as_json, plan, summaries, techniques, using, verify
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -73,6 +75,81 @@ def test_every_technique_is_verified_and_the_wrong_one_fails() -> None:
     assert set(found) == {("relu_forward", "right"), ("relu_forward", "wrong"), ("add", DEFAULT)}
     assert found["relu_forward", "wrong"].worst.ratio == np.inf
     assert backend.chosen is None
+
+
+class Picky(CpuBackend):
+    """Has a technique for ReLU that takes rows of three alone."""
+
+    chosen: str | None = None
+    takes = (3,)
+    own_choices = 0
+
+    def techniques(self, operation: str) -> tuple[str, ...]:
+        return ("plain", "picky") if operation == "relu_forward" else ()
+
+    def use(self, operation: str, technique: str | None) -> None:
+        self.chosen = technique
+
+    def relu_forward(self, x, y) -> None:
+        if self.chosen == "picky" and x.shape[-1] not in self.takes:
+            raise TechniqueError("relu_forward", "picky", f"rows of {x.shape[-1]}", "plain")
+        self.own_choices += self.chosen is None
+        super().relu_forward(x, y)
+
+
+def test_a_case_that_a_technique_does_not_take_is_neither_passed_nor_failed() -> None:
+    backend, refused = Picky(1), []
+    tasks = plan(backend, "relu_forward", "ordinary/1x?")
+    rows = verify(backend, tasks, processes=1, refused=refused.append)
+    assert refused == [Refusal("relu_forward", "picky", "cpu", "ordinary/1x1", "rows of 1")]
+    assert [(row.variant, row.case) for row in rows] == [
+        ("plain", "ordinary/1x1"), ("plain", "ordinary/1x3"), (DEFAULT, "ordinary/1x1"), ("picky", "ordinary/1x3"),
+    ]  # fmt: skip
+    assert backend.own_choices == 1  # what the fastest refuses, with the choice left to the operation
+    found = {summary.technique: summary for summary in summaries(rows, refused)}
+    assert {name: (one.cases, one.refused, one.passed) for name, one in found.items()} == {
+        "plain": (2, 0, True), "picky": (1, 1, True), DEFAULT: (1, 0, True),
+    }  # fmt: skip
+    *answered, last = as_json(rows, refused)
+    assert all(row["passed"] is True for row in answered)
+    assert last == {
+        "op": "relu_forward", "variant": "picky", "device": "cpu", "case": "ordinary/1x1", "passed": None,
+        "refused": "rows of 1",
+    }  # fmt: skip
+
+
+def test_a_technique_that_takes_no_case_has_failed_unless_only_some_were_asked_for() -> None:
+    backend, refused = Picky(1), []
+    backend.takes = ()
+    some = verify(backend, plan(backend, "relu_forward", "ordinary/1x?"), processes=1, refused=refused.append)
+    assert all(row.passed for row in some)
+    assert len(refused) == 2
+    rows = verify(backend, plan(backend, "relu_forward"), processes=1)
+    (failed,) = [row for row in rows if not row.passed]
+    number = len(cases("relu_forward"))
+    assert failed.fault.startswith(f"technique 'picky' takes none of the {number} cases: rows of ")
+    (summary,) = [one for one in summaries(rows) if not one.passed]
+    assert (summary.technique, summary.cases) == ("picky", 0)
+
+
+def test_processes_bring_back_what_was_refused() -> None:
+    """And on the real device: vectors refuse what is not aligned, and the operation then takes the other."""
+    backend = EmulatorBackend()
+    refused: list[Refusal] = []
+    tasks = plan(backend, "relu_forward", "/offset") + plan(backend, "relu_forward", "ordinary/1x?")
+    rows = verify(backend, tasks, processes=2, refused=refused.append)
+    assert {(one.technique, one.why) for one in refused} == {("vector", "x and y start at no multiple of 16 bytes")}
+    assert {row.variant for row in rows} == {"scalar", "vector", DEFAULT}
+    assert all(row.passed for row in rows)
+
+
+def test_the_choice_that_is_left_to_an_operation_is_exact_float32() -> None:
+    backend = EmulatorBackend(precision="tf32")
+    with using(backend, "conv2d_forward", DEFAULT):
+        assert backend.precision == "fp32"
+    with using(backend, "conv2d_forward", "direct"):
+        assert backend.precision == "tf32"  # what has a name has its precision
+    assert backend.precision == "tf32"
 
 
 def test_a_technique_is_given_up_again_after_an_error() -> None:

@@ -18,7 +18,7 @@ def test_tables_are_those_of_the_records() -> None:
 def test_a_page_that_says_something_else_is_named(tmp_path) -> None:
     for name in ("scripts", "docs/results"):
         (tmp_path / name).mkdir(parents=True)
-    pages = "docs/kernels.md", "docs/batchnorm-conventions.md", "README.md"
+    pages = "docs/kernels.md", "docs/performance.md", "docs/batchnorm-conventions.md", "README.md"
     for name in ("scripts/update_tables.py", "docs/results/training.jsonl", *pages):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     page = tmp_path / "README.md"

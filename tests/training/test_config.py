@@ -67,6 +67,7 @@ FIELDS = {
 } | {
     "optimizer": st.sampled_from(["sgd", "adam", "adamw"]),
     "schedule": st.sampled_from(["constant", "step"]),
+    "precision": st.sampled_from([None, "fp32", "tf32"]),
     "accumulate": st.integers(1, 10**9),
     "warmup": st.none() | st.floats(0, 1e9),
     "ema": st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
@@ -202,6 +203,7 @@ BAD: dict[str, list[Any]] = {
     "label_smoothing": [NAN, 1.0, -0.1, None],
     "optimizer": ["SGD", "rmsprop", "", None, 3],
     "schedule": ["onecycle", "linear", None],
+    "precision": ["FP32", "bf16", "", 3],
     "threads": [0, -1, 2.0],
     "max_steps": [0, -1],
     "seed": [-1, 2**64, 1.5, None],
@@ -252,6 +254,7 @@ GOOD: dict[str, list[Any]] = {
     "ema": [0.9, 0.999999, 5e-324, None],
     "optimizer": ["sgd", "adam", "adamw"],
     "schedule": ["constant", "cosine", "one-cycle", "step"],
+    "precision": [None, "fp32", "tf32"],
 }
 
 

@@ -31,7 +31,17 @@ def test_every_choice_is_made_and_is_a_valid_one(name, optimizer, norm) -> None:
     resolved = resolve(config, dataset(name))
     validate(resolved)
     open_choices = {field.name for field in fields(config) if getattr(resolved, field.name) is None}
-    assert open_choices == {"data_dir", "threads", "max_steps", "monitor", "warmup", "clip", "ema"}
+    assert open_choices == {
+        "data_dir",
+        "threads",
+        "max_steps",
+        "monitor",
+        "warmup",
+        "clip",
+        "ema",
+        "precision",
+        "graph",
+    }
     assert resolve(resolved, dataset(name)) == resolved
 
 

@@ -15,6 +15,7 @@ from minidl.backends.cpu.noise import NoiseOps
 from minidl.backends.cpu.optimizer import OptimizerOps
 from minidl.backends.cpu.pooling import PoolingOps
 from minidl.backends.cpu.scale import ScaleOps
+from minidl.backends.cpu.steps import StepOps
 
 
 class CpuBackend(
@@ -30,6 +31,7 @@ class CpuBackend(
     OptimizerOps,
     PoolingOps,
     ScaleOps,
+    StepOps,
 ):
     """`Backend` on the CPU; each base holds one group of operations."""
 

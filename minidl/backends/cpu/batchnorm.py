@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from kernels.batch_statistics import BatchStatistics
+from kernels.batchnorm import cumulative_weight_reference
 from minidl.backends.cpu import batchnorm_loops as loops
 from minidl.backends.cpu.device import CpuDevice
 from minidl.backends.cpu.threads import QUIET
@@ -49,13 +50,21 @@ class BatchNormOps(CpuDevice):
             out.inv_std[:] = 1 / np.sqrt(var.astype(np.float64) + eps)
 
     def batchnorm_update_running(
-        self, batch: BatchStatistics, rows: int, factor: float, running_mean: np.ndarray, running_var: np.ndarray
+        self,
+        batch: BatchStatistics,
+        rows: int,
+        factor: float | np.ndarray,
+        running_mean: np.ndarray,
+        running_var: np.ndarray,
     ) -> None:
         with np.errstate(**QUIET):
             mean = batch.shift.astype(np.float64) + batch.delta
             var = batch.var * (rows / (rows - 1.0))
             running_mean[:] = (1 - factor) * running_mean + factor * mean
             running_var[:] = (1 - factor) * running_var + factor * var
+
+    def cumulative_weight(self, count: np.ndarray, part: int, parts: int, weight: np.ndarray) -> None:
+        weight[...] = cumulative_weight_reference(int(count), part, parts)
 
     def batchnorm_apply(
         self,
@@ -107,6 +116,23 @@ class BatchNormOps(CpuDevice):
             self.workers.run(loops.mask_and_scale, rows, grain, *forward[:-1], result)
         else:
             self.workers.run(loops.scale, rows, grain, gradient, scale, result)
+
+    def batchnorm_forward(
+        self,
+        x: np.ndarray,
+        gamma: np.ndarray | None,
+        beta: np.ndarray | None,
+        eps: float,
+        out: BatchStatistics,
+        y: np.ndarray,
+        relu: bool,
+        residual: np.ndarray | None = None,
+    ) -> None:
+        self.batchnorm_statistics(x, eps, out)
+        if residual is None:
+            self.batchnorm_apply(x, out, gamma, beta, y, relu)
+        else:
+            self.batchnorm_add_relu_apply(x, residual, out, gamma, beta, y)
 
     def batchnorm_add_relu_apply(
         self,

@@ -77,7 +77,7 @@ class ElementwiseOps(CpuDevice):
         n, h, w, c = y.shape
         y[...] = x.reshape(n, c, h, w).transpose(0, 2, 3, 1)
 
-    def dropout(self, x: np.ndarray, y: np.ndarray, p: float, seed: int, stream: int, call: int) -> None:
+    def dropout(self, x: np.ndarray, y: np.ndarray, p: float, seed: int, stream: int, call: np.ndarray) -> None:
         scale = np.float32(0 if p == 1 else 1 / (1 - p))
-        args = keep_threshold(p), scale, stream, call, *seed_words(seed)
+        args = keep_threshold(p), scale, stream, int(call), *seed_words(seed)
         self.workers.run(_dropout, -(-x.size // 4), GRAIN // 4, x.reshape(-1), y.reshape(-1), *args)

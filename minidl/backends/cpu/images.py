@@ -61,10 +61,10 @@ class ImageOps(CpuDevice):
         crop_padding: int,
         flip: bool,
         seed: int,
-        epoch: int,
+        epoch: np.ndarray,
     ) -> None:
         counts = value_counts(image_size, crop_padding)
-        numbers = image_size[1], *counts, crop_padding, flip, epoch, *seed_words(seed)
+        numbers = image_size[1], *counts, crop_padding, flip, int(epoch), *seed_words(seed)
         self.workers.run(_draw_augmentation, len(index), GRAIN, index, shifts, flips, centres, *numbers)
 
     def gather_images(

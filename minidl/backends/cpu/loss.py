@@ -165,8 +165,17 @@ class LossOps(CpuDevice):
             arrays = dy.reshape(rows.shape), rows, dx.reshape(rows.shape)
             self.workers.run(_softmax_backward, len(rows), _grain(rows), *arrays, log)
 
-    def count_correct(self, logits: np.ndarray, targets: np.ndarray, correct: np.ndarray) -> None:
-        correct[...] = _count_correct(logits, targets)
+    def append_result(
+        self,
+        logits: np.ndarray,
+        targets: np.ndarray,
+        loss: np.ndarray,
+        count: np.ndarray,
+        losses: np.ndarray,
+        corrects: np.ndarray,
+    ) -> None:
+        losses[count], corrects[count] = loss, _count_correct(logits, targets)
+        count += 1
 
     def all_finite(self, x: np.ndarray) -> bool:
         return bool(np.isfinite(x).all())

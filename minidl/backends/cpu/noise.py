@@ -56,21 +56,23 @@ class NoiseOps(CpuDevice):
         jitter: float,
         seed: int,
         stream: int,
-        call: int,
+        call: np.ndarray,
     ) -> None:
         require_noise(offset, scale, jitter)
-        factors = _of_channels(x.shape[-1], scale, seed, stream, call)
-        centres = 2 * uniform_reference(x.shape[-1], seed, stream + 1, call) - 1
+        now = int(call)
+        factors = _of_channels(x.shape[-1], scale, seed, stream, now)
+        centres = 2 * uniform_reference(x.shape[-1], seed, stream + 1, now) - 1
         terms = (offset * centres).astype(np.float32)
-        given = x.reshape(-1), y.reshape(-1), factors, terms, np.float32(jitter), stream, call, *seed_words(seed)
+        given = x.reshape(-1), y.reshape(-1), factors, terms, np.float32(jitter), stream, now, *seed_words(seed)
         self.workers.run(_forward, -(-x.size // 4), GRAIN, *given)
 
     def noise_backward(
-        self, dy: np.ndarray, dx: np.ndarray, scale: float, jitter: float, seed: int, stream: int, call: int
+        self, dy: np.ndarray, dx: np.ndarray, scale: float, jitter: float, seed: int, stream: int, call: np.ndarray
     ) -> None:
         require_noise(0, scale, jitter)
-        factors = _of_channels(dy.shape[-1], scale, seed, stream, call)
-        given = dy.reshape(-1), dx.reshape(-1), factors, np.float32(jitter), stream, call, *seed_words(seed)
+        now = int(call)
+        factors = _of_channels(dy.shape[-1], scale, seed, stream, now)
+        given = dy.reshape(-1), dx.reshape(-1), factors, np.float32(jitter), stream, now, *seed_words(seed)
         self.workers.run(_backward, -(-dy.size // 4), GRAIN, *given)
 
 

@@ -26,18 +26,15 @@ def _sgd_momentum(first, last, value, grad, velocity, lr, momentum, weight_decay
 
 @compiled
 def _adam(
-    first, last, value, grad, first_moment, second_moment, decay, shrink, beta1, new1, beta2, new2, rate, root, eps
+    first, last, value, grad, first_moment, second_moment, decay, shrink, beta1, new1, beta2, new2, rate, scale, eps
 ):
-    """Rate = lr / (1 - beta1^t), root = sqrt(1 - beta2^t), shrink = AdamW's 1 - lr * weight_decay.
-
-    new1 = 1 - beta1 and new2 = 1 - beta2 are rounded from float64: of a beta near 1, float32 would keep few digits.
-    """
+    """The numbers are those of `adam_numbers` in kernels/updates.py."""
     for i in range(first, last):
         v = value[i] * shrink
         g = grad[i] + decay * v
         first_moment[i] = beta1 * first_moment[i] + new1 * g
         second_moment[i] = beta2 * second_moment[i] + new2 * g * g
-        value[i] = v - rate * first_moment[i] / (np.sqrt(second_moment[i]) / root + eps)
+        value[i] = v - rate * first_moment[i] / (np.sqrt(second_moment[i]) * scale + eps)
 
 
 @compiled
@@ -54,19 +51,17 @@ class OptimizerOps(CpuDevice):
         values: Sequence[np.ndarray],
         grads: Sequence[np.ndarray],
         velocities: Sequence[np.ndarray],
-        lr: float,
-        momentum: float,
-        weight_decay: float,
+        numbers: np.ndarray,
         nesterov: bool,
     ) -> None:
-        rate, decay = np.float32(lr), np.float32(weight_decay)
+        rate, momentum, decay = numbers
         if not velocities:
             for value, grad in zip(values, grads, strict=True):
                 self.workers.run(_sgd, value.size, GRAIN, value.reshape(-1), grad.reshape(-1), rate, decay)
             return
         for value, grad, velocity in zip(values, grads, velocities, strict=True):
             arrays = value.reshape(-1), grad.reshape(-1), velocity.reshape(-1)
-            self.workers.run(_sgd_momentum, value.size, GRAIN, *arrays, rate, np.float32(momentum), decay, nesterov)
+            self.workers.run(_sgd_momentum, value.size, GRAIN, *arrays, rate, momentum, decay, nesterov)
 
     def adam(
         self,
@@ -74,25 +69,13 @@ class OptimizerOps(CpuDevice):
         grads: Sequence[np.ndarray],
         first_moments: Sequence[np.ndarray],
         second_moments: Sequence[np.ndarray],
-        step: int,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
+        numbers: np.ndarray,
     ) -> None:
-        decay = 0.0 if decoupled else weight_decay
-        shrink = 1 - lr * weight_decay if decoupled else 1.0
-        rate, root = lr / (1 - beta1**step), (1 - beta2**step) ** 0.5
-        numbers = tuple(
-            np.float32(number) for number in (decay, shrink, beta1, 1 - beta1, beta2, 1 - beta2, rate, root, eps)
-        )
         for arrays in zip(values, grads, first_moments, second_moments, strict=True):
             flat = tuple(array.reshape(-1) for array in arrays)
             self.workers.run(_adam, flat[0].size, GRAIN, *flat, *numbers)
 
-    def moving_average(self, averages: Sequence[np.ndarray], values: Sequence[np.ndarray], decay: float) -> None:
-        weight = np.float32(1 - decay)
+    def moving_average(self, averages: Sequence[np.ndarray], values: Sequence[np.ndarray], weight: np.ndarray) -> None:
+        share = weight[()]
         for average, value in zip(averages, values, strict=True):
-            self.workers.run(_moving_average, value.size, GRAIN, average.reshape(-1), value.reshape(-1), weight)
+            self.workers.run(_moving_average, value.size, GRAIN, average.reshape(-1), value.reshape(-1), share)

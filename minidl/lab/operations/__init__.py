@@ -20,6 +20,7 @@ from minidl.errors import ConfigError
 from minidl.lab.operations import (
     averaging,
     batchnorm,
+    batchnorm_forward,
     batchnorm_residual,
     convolution,
     elementwise,
@@ -34,6 +35,7 @@ from minidl.lab.operations import (
     pooling,
     scale,
     softmax,
+    steps,
 )
 from minidl.lab.operations.case import Case, named
 from minidl.lab.operations.check import Row, check_case, make, run
@@ -42,6 +44,7 @@ _CASES: dict[str, Callable[[], Iterable[Case]]] = {
     **convolution.CASES,
     **linear.CASES,
     **batchnorm.CASES,
+    **batchnorm_forward.CASES,
     **batchnorm_residual.CASES,
     **group_norm.CASES,
     **elementwise.CASES,
@@ -54,6 +57,7 @@ _CASES: dict[str, Callable[[], Iterable[Case]]] = {
     **metrics.CASES,
     **optimizer.CASES,
     **averaging.CASES,
+    **steps.CASES,
     **gradient_norm.CASES,
 }
 

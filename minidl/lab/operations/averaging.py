@@ -16,17 +16,17 @@ SHAPES: tuple[tuple[int, ...], ...] = ((), (1,), (3, 5), (0, 2), (17,), (140009,
 FEW: tuple[tuple[int, ...], ...] = ((5,), (3, 7))
 
 
-def moving_average_bound(average: Host, values: list[Host], decay: float) -> Host:
-    """Of an average after a step for each of `values`: the difference, the weight, their product and the sum round."""
+def moving_average_bound(average: Host, values: list[Host], weight: Host) -> Host:
+    """Of an average after a step for each of `values`: the difference, its product and the sum round."""
     average = average.astype(np.float64)
     bound = np.zeros_like(average)
-    weight = 1 - decay
+    share = float(weight)
     with np.errstate(all="ignore"):
         for value in values:
-            gap = weight * np.abs(value - average)
-            average = average + weight * (value - average)
+            gap = share * np.abs(value - average)
+            average = average + share * (value - average)
             # What is off in the average is off in the difference too, the other way round.
-            bound = decay * bound + weight * U * bound + 3 * U * gap + U * np.abs(average) + TINY
+            bound = (1 - share) * bound + share * U * bound + 2 * U * gap + U * np.abs(average) + TINY
     return bound
 
 
@@ -39,16 +39,17 @@ def moving_average_cases() -> Iterator[Case]:
             inputs = {
                 f"value{t}.{i}": np.asarray(family(rng, shape)) for t in range(STEPS) for i, shape in enumerate(shapes)
             }
+            inputs["weight"] = np.array(1 - decay, np.float32)
             state = {f"average.{i}": np.asarray(PLAIN(rng, shape)) for i, shape in enumerate(shapes)}
 
             def call(backend: Backend, a: Arrays) -> None:
                 averages = [a[name] for name in state]
                 for t in range(STEPS):
-                    backend.moving_average(averages, [a[f"value{t}.{i}"] for i in range(len(shapes))], decay)
+                    backend.moving_average(averages, [a[f"value{t}.{i}"] for i in range(len(shapes))], a["weight"])
 
             bounds = {
                 f"average.{i}": moving_average_bound(
-                    state[f"average.{i}"], [inputs[f"value{t}.{i}"] for t in range(STEPS)], decay
+                    state[f"average.{i}"], [inputs[f"value{t}.{i}"] for t in range(STEPS)], inputs["weight"]
                 )
                 for i in range(len(shapes))
             }

@@ -173,7 +173,7 @@ def running_statistics_cases() -> Iterator[Case]:
 def update_running_cases() -> Iterator[Case]:
     """Of batchnorm_update_running."""
 
-    def case(name: str, mean: float, rows: int, factor: float) -> Case:
+    def case(name: str, mean: float, rows: int, factor: float, on_device: bool = False) -> Case:
         def make(rng: np.random.Generator) -> Problem:
             batch = {
                 "shift": one_a_channel(rng, mean, 1, 7),
@@ -189,12 +189,13 @@ def update_running_cases() -> Iterator[Case]:
 
             def call(backend: Backend, arrays: Arrays) -> None:
                 running = arrays["running_mean"], arrays["running_var"]
-                backend.batchnorm_update_running(read(arrays), rows, factor, *running)
+                given = arrays["factor"] if on_device else factor
+                backend.batchnorm_update_running(read(arrays), rows, given, *running)
 
             batch_mean = batch["shift"].astype(np.float64) + batch["delta"]
             unbiased = batch["var"].astype(np.float64) * (rows / (rows - 1))
             return Problem(
-                inputs=batch,
+                inputs=batch | ({"factor": np.array(factor, np.float32)} if on_device else {}),
                 state=state,
                 call=call,
                 bounds=within(
@@ -203,9 +204,11 @@ def update_running_cases() -> Iterator[Case]:
                 ),
             )
 
-        return Case(label(name, f"rows-{rows}", f"factor-{factor:.4g}"), make)
+        where = "on-the-device" if on_device else ""
+        return Case(label(name, f"rows-{rows}", f"factor-{factor:.4g}", where), make)
 
     for rows, factor in product((2, 3, 50000), (0.1, 1.0, 1 / 3, 0.001)):
         yield case("ordinary", 0, rows, factor)
     yield from in_all_layouts(case("mean-1e4", 1e4, 10, 0.1))
+    yield from in_all_layouts(case("mean-1e4", 1e4, 10, 0.3, on_device=True))
     yield case("nan", 0, 10, 0.1)

@@ -45,6 +45,7 @@ class Problem:
     call: Callable[[Backend, Arrays], None]  # given all of them by name
     derive: Callable[[Values], Values] = nothing_derived  # from the answers to what is compared
     bounds: Callable[[Answers], Values]  # of what is compared
+    tf32_bounds: Callable[[Answers], Values] | None = None  # where it is computed in TF32; None: it never is
 
 
 class Case(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.emulator.faults import Float64Promotion, KernelFault
+from kernels.tensor_tiles import NAME as TENSOR_CORE
 from minidl.backends import Array, Backend, get_backend
 from minidl.lab.budget import compare, poison, unwritten
 from minidl.lab.operations.case import Answers, Case, Host, Layout, Problem, Values
@@ -74,7 +75,8 @@ def check_case(
     # The steps from answers to what is compared are taken in float64, so they add no error of their own.
     with np.errstate(all="ignore"):
         compared = Answers(expected=problem.derive(right), got=problem.derive(_widened(answers)))
-        bounds = problem.bounds(compared)
+        in_tf32 = problem.tf32_bounds if variant == TENSOR_CORE else None
+        bounds = (in_tf32 or problem.bounds)(compared)
         expected = compared.expected if against is None else problem.derive(_widened(against))
     for name, value in expected.items():
         worst = compare(compared.got[name], value, bounds[name])

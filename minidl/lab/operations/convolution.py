@@ -1,12 +1,12 @@
 """Checks of convolution and of the bias gradient.
 
 All three products are bounded by the same product of absolute values, times what one float32 accumulator may lose over
-as many terms: see `minidl.lab.bounds`.
+as many terms: see `minidl.lab.bounds`; so are those of tensor cores, whose factors are rounded to TF32 besides.
 """
 
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -80,20 +80,33 @@ GEOMETRIES = (
     Geometry((2, 5, 11, 2), (2, 4), 3, stride=(1, 3), padding=(0, 1)),  # padded by a third of the stride
 )
 FEW = (GEOMETRIES[4], GEOMETRIES[7], GEOMETRIES[10])
+IN_FOURS = (  # what tensor cores take; tiles are 64 or 128 by 32, 64 or 128, slabs 32 deep, slices at least 256
+    Geometry((1, 1, 1, 4), (1, 1), 4),
+    Geometry((0, 5, 5, 4), (3, 3), 8, padding=(1, 1)),
+    Geometry((2, 5, 7, 4), (3, 3), 8, padding=(1, 1)),  # a slab of taps is 8 positions
+    Geometry((1, 11, 9, 12), (3, 5), 24, stride=(2, 1), padding=(1, 2)),  # slabs that end within a position
+    Geometry((2, 9, 7, 20), (1, 1), 72),  # a product of matrices; several tiles across
+    Geometry((1, 9, 8, 20), (1, 1), 12, stride=(2, 2)),  # phases without a tap
+    Geometry((1, 9, 10, 64), (3, 3), 8, stride=(2, 2), padding=(1, 1)),  # slices of taps
+    Geometry((1, 3, 4, 8), (3, 3), 36, padding=(2, 2)),  # windows of which little is in the image
+    Geometry((1, 13, 15, 4), (7, 7), 68, stride=(2, 3), padding=(3, 3)),  # several tiles each way
+    Geometry((3, 17, 13, 8), (5, 5), 132, padding=(2, 2)),  # slices of pixels and of taps, tiles of every size
+)
+HOSTILE = (*FEW[:2], IN_FOURS[3])
 
 
 def _all_kinds() -> Iterator[tuple[str, Family, Family, Geometry]]:
     """(name, family of one factor, of the other, geometry)."""
-    yield from (("ordinary", PLAIN, PLAIN, geometry) for geometry in GEOMETRIES)
+    yield from (("ordinary", PLAIN, PLAIN, geometry) for geometry in (*GEOMETRIES, *IN_FOURS))
     hostile = ((name, family) for name, family in FAMILIES.items() if name != "ordinary")
-    yield from ((name, family, PLAIN, geometry) for (name, family), geometry in product(hostile, FEW[:2]))
-    yield from (("integers", integers, integers, geometry) for geometry in (*FEW, GEOMETRIES[17]))
+    yield from ((name, family, PLAIN, geometry) for (name, family), geometry in product(hostile, HOSTILE))
+    yield from (("integers", integers, integers, geometry) for geometry in (*FEW, GEOMETRIES[17], *IN_FOURS[2:]))
 
 
 def _cases(make: "type[_Forward | _BackwardInput | _BackwardWeight]") -> Iterator[Case]:
     for name, first, second, geometry in _all_kinds():
         case = Case(label(name, str(geometry)), make(geometry, first, second, is_exact=name == "integers"))
-        yield from in_all_layouts(case) if name == "ordinary" and geometry == FEW[0] else (case,)
+        yield from in_all_layouts(case) if name == "ordinary" and geometry in (FEW[0], IN_FOURS[2]) else (case,)
 
 
 class _Product:
@@ -102,8 +115,13 @@ class _Product:
     def __init__(self, geometry: Geometry, first: Family, second: Family, is_exact: bool) -> None:
         self.geometry, self.first, self.second, self.is_exact = geometry, first, second, is_exact
 
-    def bounds(self, of_rounding: Values) -> Callable[[Answers], Values]:
-        return exact if self.is_exact else within(**of_rounding)
+    def fp32(self, of_rounding: Callable[..., Values], *given: Any) -> Callable[[Answers], Values]:
+        """The bounds, of which `of_rounding` knows by what is given and the precision."""
+        return exact if self.is_exact else within(**of_rounding(*given, "fp32"))
+
+    def tf32(self, of_rounding: Callable[..., Values], *given: Any) -> Callable[[Answers], Values]:
+        """The same, but for computation in TF32; worked out when it is asked for."""
+        return exact if self.is_exact else lambda answers: within(**of_rounding(*given, "tf32"))(answers)
 
 
 class _Forward(_Product):
@@ -117,7 +135,7 @@ class _Forward(_Product):
         if self.with_bias:
             inputs["bias"] = self.second(rng, (c_out,))
         window = self.geometry.stride, self.geometry.padding
-        of_rounding = bounds.conv2d_forward(inputs["x"], inputs["w"], inputs.get("bias"), *window)
+        given = inputs["x"], inputs["w"], inputs.get("bias"), *window
 
         def call(backend: Backend, a: Arrays) -> None:
             backend.conv2d_forward(a["x"], a["w"], a.get("bias"), a["y"], *window)
@@ -126,7 +144,8 @@ class _Forward(_Product):
             inputs=inputs,
             outputs={"y": Output(self.geometry.y)},
             call=call,
-            bounds=self.bounds(of_rounding),
+            bounds=self.fp32(bounds.conv2d_forward, *given),
+            tf32_bounds=self.tf32(bounds.conv2d_forward, *given),
         )
 
 
@@ -141,12 +160,13 @@ class _BackwardInput(_Product):
         geometry = self.geometry
         inputs = {"dy": self.first(rng, geometry.y), "w": self.second(rng, geometry.weight)}
         window = geometry.stride, geometry.padding
-        of_rounding = bounds.conv2d_backward_input(inputs["dy"], inputs["w"], geometry.x, *window)
+        given = inputs["dy"], inputs["w"], geometry.x, *window
         return Problem(
             inputs=inputs,
             outputs={"dx": Output(geometry.x)},
             call=lambda backend, a: backend.conv2d_backward_input(a["dy"], a["w"], a["dx"], *window),
-            bounds=self.bounds(of_rounding),
+            bounds=self.fp32(bounds.conv2d_backward_input, *given),
+            tf32_bounds=self.tf32(bounds.conv2d_backward_input, *given),
         )
 
 
@@ -157,12 +177,13 @@ class _BackwardWeight(_Product):
         geometry = self.geometry
         inputs = {"x": self.first(rng, geometry.x), "dy": self.second(rng, geometry.y)}
         window = geometry.stride, geometry.padding
-        of_rounding = bounds.conv2d_backward_weight(inputs["x"], inputs["dy"], geometry.weight, *window)
+        given = inputs["x"], inputs["dy"], geometry.weight, *window
         return Problem(
             inputs=inputs,
             outputs={"dw": Output(geometry.weight)},
             call=lambda backend, a: backend.conv2d_backward_weight(a["x"], a["dy"], a["dw"], *window),
-            bounds=self.bounds(of_rounding),
+            bounds=self.fp32(bounds.conv2d_backward_weight, *given),
+            tf32_bounds=self.tf32(bounds.conv2d_backward_weight, *given),
         )
 
 
@@ -189,8 +210,8 @@ def backward_weight_cases() -> Iterator[Case]:
 
 def _hostile_second(argument: str, make: "type[_Forward | _BackwardInput | _BackwardWeight]") -> Iterator[Case]:
     """The hostile numbers in the second factor, which is called `argument`."""
-    for name, family in FAMILIES.items():
-        yield Case(label(f"{argument}-{name}", str(FEW[1])), make(FEW[1], PLAIN, family, is_exact=False))
+    for (name, family), geometry in product(FAMILIES.items(), HOSTILE[1:]):
+        yield Case(label(f"{argument}-{name}", str(geometry)), make(geometry, PLAIN, family, is_exact=False))
 
 
 def bias_backward_cases() -> Iterator[Case]:

@@ -183,9 +183,11 @@ def dropout_cases() -> Iterator[Case]:
             of_rounding = bounds.dropout(x, dropout_keep_reference(shape, p, *numbers), p)
 
             def call(backend: Backend, a: Arrays) -> None:
-                backend.dropout(a["x"], a["y"], p, *numbers)
+                seed, stream, _ = numbers
+                backend.dropout(a["x"], a["y"], p, seed, stream, a["call"])
 
-            return Problem(inputs={"x": x}, outputs={"y": Output(shape)}, call=call, bounds=within(**of_rounding))
+            inputs = {"x": x, "call": np.array(numbers[2], np.uint32)}
+            return Problem(inputs=inputs, outputs={"y": Output(shape)}, call=call, bounds=within(**of_rounding))
 
         return Case(label(name, shape, f"p-{p:g}", f"seed-{label(numbers)}"), make)
 

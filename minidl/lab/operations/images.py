@@ -21,10 +21,10 @@ def draw_augmentation_cases() -> Iterator[Case]:
         def make(rng: np.random.Generator) -> Problem:
             def call(backend: Backend, a: Arrays) -> None:
                 drawn = a["shifts"], a["flips"], a["centres"]
-                backend.draw_augmentation(a["index"], *drawn, size, padding, flip, seed, epoch)
+                backend.draw_augmentation(a["index"], *drawn, size, padding, flip, seed, a["epoch"])
 
             return Problem(
-                inputs={"index": rng.integers(0, images, n, np.int64)},
+                inputs={"index": rng.integers(0, images, n, np.int64), "epoch": np.array(epoch, np.uint32)},
                 outputs={
                     "shifts": Output((n, 2), np.int32),
                     "flips": Output((n,), np.bool_),

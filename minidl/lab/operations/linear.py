@@ -1,6 +1,6 @@
 """Checks of the linear layer's three matrix products."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 
 import numpy as np
@@ -8,14 +8,25 @@ import numpy as np
 from minidl.backends import Backend
 from minidl.lab import bounds
 from minidl.lab.inputs import FAMILIES, Family, integers
-from minidl.lab.operations.case import Arrays, Case, Output, Problem, Values, exact, in_all_layouts, label, within
+from minidl.lab.operations.case import (
+    Answers,
+    Arrays,
+    Case,
+    Output,
+    Problem,
+    Values,
+    exact,
+    in_all_layouts,
+    label,
+    within,
+)
 
 PLAIN = FAMILIES["ordinary"]
 Size = tuple[int, int, int]  # n, c_in, c_out
 
 SIZES: tuple[Size, ...] = (
     (1, 1, 1), (0, 5, 3), (1, 64, 10), (7, 5, 1), (2, 1, 3), (17, 33, 16), (5, 13, 2), (63, 17, 64), (64, 3, 65),
-    (65, 64, 63), (129, 16, 130), (257, 784, 33),
+    (65, 64, 63), (129, 16, 130), (257, 784, 33), (5, 12, 8), (67, 36, 20), (130, 68, 132), (9, 640, 12), (70, 8, 640),
 )  # fmt: skip
 
 
@@ -40,7 +51,10 @@ def _case(operation: str, name: str, size: Size, first: Family, second: Family, 
         inputs = {key: family(rng, shapes[key]) for key, family in zip(arguments, (first, second), strict=True)}
         if bias:
             inputs["bias"] = second(rng, (c_out,))
-        of_rounding: Values = getattr(bounds, operation)(*inputs.values(), *(() if bias or result != "y" else (None,)))
+        given = (*inputs.values(), *(() if bias or result != "y" else (None,)))
+
+        def within_bounds(precision: str) -> Callable[[Answers], Values]:
+            return within(**getattr(bounds, operation)(*given, precision))
 
         def call(backend: Backend, a: Arrays) -> None:
             given = [a[key] for key in arguments]
@@ -52,7 +66,8 @@ def _case(operation: str, name: str, size: Size, first: Family, second: Family, 
             inputs=inputs,
             outputs={result: Output(shapes[result])},
             call=call,
-            bounds=exact if name == "integers" else within(**of_rounding),
+            bounds=exact if name == "integers" else within_bounds("fp32"),
+            tf32_bounds=None if name == "integers" else lambda answers: within_bounds("tf32")(answers),
         )
 
     return Case(label(name, size, "bias" if bias else ""), make)
@@ -61,8 +76,8 @@ def _case(operation: str, name: str, size: Size, first: Family, second: Family, 
 def _cases(operation: str) -> Iterator[Case]:
     for size in SIZES:
         case = _case(operation, "ordinary", size, PLAIN, PLAIN)
-        yield from in_all_layouts(case) if size == (17, 33, 16) else (case,)
-    for (name, family), size in product(FAMILIES.items(), ((19, 7, 5), (130, 33, 3))):
+        yield from in_all_layouts(case) if size in ((17, 33, 16), (5, 12, 8)) else (case,)
+    for (name, family), size in product(FAMILIES.items(), ((19, 7, 5), (130, 33, 3), (66, 12, 8))):
         yield _case(operation, name, size, family, PLAIN)
         yield _case(operation, f"second-{name}", size, PLAIN, family)
     for size in SIZES:

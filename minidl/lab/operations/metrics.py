@@ -10,9 +10,11 @@ from minidl.lab.inputs import FAMILIES, normal
 from minidl.lab.operations.case import Arrays, Case, Output, Problem, exact, in_all_layouts, label
 from minidl.lab.operations.loss import IGNORE, LOGITS
 
+PLAIN = FAMILIES["ordinary"]
 
-def count_correct_cases() -> Iterator[Case]:
-    """Of count_correct. Ties are many, some targets are to be ignored."""
+
+def append_result_cases() -> Iterator[Case]:
+    """Of append_result, twice. Ties are many, some targets are to be ignored."""
 
     def case(name: str, shape: tuple[int, int], best: bool) -> Case:
         def make(rng: np.random.Generator) -> Problem:
@@ -23,10 +25,20 @@ def count_correct_cases() -> Iterator[Case]:
             if best:  # the first of the largest, in most rows
                 targets = np.where(rng.uniform(size=shape[0]) < 0.8, logits.argmax(axis=1), targets)
             targets[rng.uniform(size=shape[0]) < 0.1] = IGNORE
+
+            def call(backend: Backend, a: Arrays) -> None:
+                for _ in range(2):
+                    log = a["count"], a["losses"], a["corrects"]
+                    backend.append_result(a["logits"], a["targets"], a["loss"], *log)
+
             return Problem(
-                inputs={"logits": logits, "targets": targets},
-                outputs={"correct": Output((), np.int64)},
-                call=lambda backend, a: backend.count_correct(a["logits"], a["targets"], a["correct"]),
+                inputs={"logits": logits, "targets": targets, "loss": PLAIN(rng, ())},
+                state={
+                    "count": np.array(3),
+                    "losses": PLAIN(rng, (6,)),
+                    "corrects": rng.integers(0, 9, 6, np.int64),
+                },
+                call=call,
                 bounds=exact,
             )
 
@@ -79,6 +91,6 @@ def _one_nan_a_row(rng: np.random.Generator) -> Problem:
 
 
 CASES = {
-    "count_correct": count_correct_cases,
+    "append_result": append_result_cases,
     "all_finite": all_finite_cases,
 }

@@ -41,10 +41,11 @@ def noise_cases(operation: str) -> Iterator[Case]:
             known = getattr(bounds, operation)(x, *arguments)[result]
 
             def call(backend: Backend, a: Arrays) -> None:
-                getattr(backend, operation)(a[given], a[target], *arguments)
+                getattr(backend, operation)(a[given], a[target], *arguments[:-1], a["call"])
 
-            held = {"state": {given: x}} if in_place else {"inputs": {given: x}, "outputs": {result: Output(shape)}}
-            return Problem(**{"inputs": {}, **held}, call=call, bounds=within(**{target: known}))  # type: ignore[arg-type]
+            inputs = {"call": np.array(numbers[2], np.uint32)} | ({} if in_place else {given: x})
+            held = {"state": {given: x}} if in_place else {"outputs": {result: Output(shape)}}
+            return Problem(inputs=inputs, **held, call=call, bounds=within(**{target: known}))
 
         of_noise = "" if noise == PAPER else "noise-" + "-".join(f"{number:g}" for number in noise)
         of_numbers = "" if numbers == (7, 0, 3) else f"seed-{label(numbers)}"

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.updates import adam_numbers, sgd_numbers
 from minidl.backends import Backend
 from minidl.lab.budget import TINY, U
 from minidl.lab.inputs import FAMILIES, Family, normal
@@ -27,73 +28,71 @@ def _listed(arrays: Any, prefix: str, tensors: int) -> list[Any]:
     return [arrays[f"{prefix}.{i}"] for i in range(tensors)]
 
 
-def sgd_bounds(state: Values, grads: list[Host], tensor: int, **options: Any) -> dict[str, Host]:
+def sgd_bounds(
+    state: Values, grads: list[Host], numbers: list[Host], tensor: int, *, nesterov: bool
+) -> dict[str, Host]:
     """Of value and velocity after a step for each of `grads`: the reference's steps, with the errors beside them."""
-    lr, momentum, decay, nesterov = (options[name] for name in ("lr", "momentum", "weight_decay", "nesterov"))
+    momentum = f"velocity.{tensor}" in state
     value = state[f"value.{tensor}"].astype(np.float64)
     velocity = state[f"velocity.{tensor}"].astype(np.float64) if momentum else np.zeros_like(value)
     of_value = np.zeros_like(value)
     of_velocity = np.zeros_like(value)
-    for grad in grads:
+    for grad, given in zip(grads, numbers, strict=True):
+        lr, factor, decay = given.astype(np.float64)
         g = grad.astype(np.float64) + decay * value
-        # Every product rounds, and so did its coefficient; every sum rounds. An exact 0 costs nothing.
-        of_g = decay * of_value + (2 * U * decay * np.abs(value) + U * np.abs(g) + TINY if decay else 0)
+        # Every product rounds, every sum rounds. An exact 0 costs nothing.
+        of_g = decay * of_value + (U * decay * np.abs(value) + U * np.abs(g) + TINY if decay else 0)
         direction, of_direction = g, of_g
         if momentum:
-            of_velocity = momentum * of_velocity + 2 * U * momentum * np.abs(velocity) + of_g + TINY
-            velocity = momentum * velocity + g
+            of_velocity = factor * of_velocity + U * factor * np.abs(velocity) + of_g + TINY
+            velocity = factor * velocity + g
             of_velocity += U * np.abs(velocity)
             direction, of_direction = velocity, of_velocity
             if nesterov:
-                direction = g + momentum * velocity
-                of_direction = of_g + momentum * of_velocity + 2 * U * momentum * np.abs(velocity) + TINY
+                direction = g + factor * velocity
+                of_direction = of_g + factor * of_velocity + U * factor * np.abs(velocity) + TINY
                 of_direction += U * np.abs(direction)
         value = value - lr * direction
-        of_value = of_value + lr * of_direction + 2 * U * lr * np.abs(direction) + U * np.abs(value) + TINY
+        of_value = of_value + lr * of_direction + U * lr * np.abs(direction) + U * np.abs(value) + TINY
     bounds = {f"value.{tensor}": of_value}
     return {**bounds, f"velocity.{tensor}": of_velocity} if momentum else bounds
 
 
-def adam_bounds(state: Values, grads: list[Host], tensor: int, first_step: int, **options: Any) -> dict[str, Host]:
-    """Of value and moments after a step for each of `grads`.
-
-    1 - beta is a coefficient like any other: off by U of itself. Taken in float32 from a rounded beta2 = 0.999 it would
-    be off by 1e-5, and with it the second moment.
-    """
-    lr, beta1, beta2, eps = (options[name] for name in ("lr", "beta1", "beta2", "eps"))
-    decay, decoupled = options["weight_decay"], options["decoupled"]
+def adam_bounds(state: Values, grads: list[Host], numbers: list[Host], tensor: int) -> dict[str, Host]:
+    """Of value and moments after a step for each of `grads`, by the rounded numbers that all devices are given."""
     value, m1, m2 = (state[f"{name}.{tensor}"].astype(np.float64) for name in ("value", "first", "second"))
     of_value, of_m1, of_m2 = (np.zeros_like(value) for _ in range(3))
-    for step, grad in enumerate(grads, first_step):
+    for grad, given in zip(grads, numbers, strict=True):
+        decay, shrink, beta1, new1, beta2, new2, rate, scale, eps = given.astype(np.float64)
         g, of_g = grad.astype(np.float64), np.zeros_like(value)
-        if decay and decoupled:
-            of_value = of_value + 2 * U * np.abs(value)
-            value = value * (1 - lr * decay)
-        elif decay:
+        if shrink != 1:
+            of_value = of_value + U * np.abs(value)
+            value = value * shrink
+        if decay:
             g = g + decay * value
-            of_g = decay * of_value + 2 * U * decay * np.abs(value) + U * np.abs(g) + TINY
+            of_g = decay * of_value + U * decay * np.abs(value) + U * np.abs(g) + TINY
 
-        def moment(beta: float, before: Host, of_before: Host, new: Host, of_new: Host) -> tuple[Host, Host]:
-            after = beta * before + (1 - beta) * new
-            carried = beta * of_before + (1 - beta) * of_new
-            # Each term's coefficient and product round, and the sum. The form before + (1 - beta) * (new - before) is
-            # not allowed for: with beta near 0 it keeps what `before` rounded by.
-            of_each = 2 * beta * np.abs(before) + 3 * (1 - beta) * np.abs(new)
+        def moment(
+            beta: float, share: float, before: Host, of_before: Host, new: Host, of_new: Host
+        ) -> tuple[Host, Host]:
+            after = beta * before + share * new
+            carried = beta * of_before + share * of_new
+            # Each term's products round, and the sum. The form before + (1 - beta) * (new - before) is not allowed for:
+            # with beta near 0 it keeps what `before` rounded by.
+            of_each = beta * np.abs(before) + 2 * share * np.abs(new)
             rounds = of_each + np.abs(after)
             return after, carried + U * rounds + TINY
 
-        m1, of_m1 = moment(beta1, m1, of_m1, g, of_g)
-        m2, of_m2 = moment(beta2, m2, of_m2, g**2, 2 * np.abs(g) * of_g + U * g**2 + TINY)
+        m1, of_m1 = moment(beta1, new1, m1, of_m1, g, of_g)
+        m2, of_m2 = moment(beta2, new2, m2, of_m2, g**2, 2 * np.abs(g) * of_g + U * g**2 + TINY)
 
         # The root of a number that is off by d: off by d / root, and never by more than the root of d.
         root = np.sqrt(m2)
         of_root = np.where(root > 0, np.minimum(of_m2 / np.where(root > 0, root, 1), np.sqrt(of_m2)), np.sqrt(of_m2))
-        correction = np.sqrt(1 - beta2**step)
-        denominator = root / correction + eps
-        of_denominator = (of_root + 3 * U * root) / correction + U * eps + U * denominator
-        rate = lr / (1 - beta1**step)
+        denominator = root * scale + eps
+        of_denominator = (of_root + 2 * U * root) * scale + U * denominator
         update = rate * m1 / denominator
-        of_update = rate * of_m1 / denominator + np.abs(update) * (of_denominator / denominator + 4 * U)
+        of_update = rate * of_m1 / denominator + np.abs(update) * (of_denominator / denominator + 3 * U)
         value = value - update
         of_value = of_value + of_update + U * np.abs(value) + TINY
     return {f"value.{tensor}": of_value, f"first.{tensor}": of_m1, f"second.{tensor}": of_m2}
@@ -104,11 +103,12 @@ def _grads(rng: np.random.Generator, family: Family, shapes: tuple[tuple[int, ..
 
 
 def _bounds(
-    one: Callable[..., dict[str, Host]], state: Values, grads: Values, tensors: int, **options: Any
+    one: Callable[..., dict[str, Host]], state: Values, inputs: Values, tensors: int, **options: Any
 ) -> Callable[[Answers], Values]:
     bounds: dict[str, Host] = {}
+    numbers = [inputs[f"numbers{t}"] for t in range(STEPS)]
     for i in range(tensors):
-        bounds |= one(state, [grads[f"grad{t}.{i}"] for t in range(STEPS)], i, **options)
+        bounds |= one(state, [inputs[f"grad{t}.{i}"] for t in range(STEPS)], numbers, i, **options)
     return within(**bounds)
 
 
@@ -126,7 +126,8 @@ def sgd_cases() -> Iterator[Case]:
         options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
 
         def make(rng: np.random.Generator) -> Problem:
-            grads = _grads(rng, GRADIENTS[name], shapes)
+            numbers = sgd_numbers(lr, momentum, weight_decay).astype(np.float32)
+            inputs = _grads(rng, GRADIENTS[name], shapes) | {f"numbers{t}": numbers for t in range(STEPS)}
             state = {f"value.{i}": PLAIN(rng, shape) for i, shape in enumerate(shapes)}
             if momentum:
                 state.update({f"velocity.{i}": PLAIN(rng, shape) for i, shape in enumerate(shapes)})
@@ -135,10 +136,10 @@ def sgd_cases() -> Iterator[Case]:
                 velocities = _listed(a, "velocity", len(shapes)) if momentum else []
                 for t in range(STEPS):
                     arrays = _listed(a, "value", len(shapes)), _listed(a, f"grad{t}", len(shapes)), velocities
-                    backend.sgd(*arrays, lr, momentum, weight_decay, nesterov)
+                    backend.sgd(*arrays, a[f"numbers{t}"], nesterov)
 
-            bounds = _bounds(sgd_bounds, state, grads, len(shapes), **options)
-            return Problem(inputs=grads, state=state, call=call, bounds=bounds)
+            bounds = _bounds(sgd_bounds, state, inputs, len(shapes), nesterov=nesterov)
+            return Problem(inputs=inputs, state=state, call=call, bounds=bounds)
 
         return Case(label(name, *_words(shapes, options)), make)
 
@@ -170,7 +171,10 @@ def adam_cases() -> Iterator[Case]:
         options |= {"weight_decay": weight_decay, "decoupled": decoupled}
 
         def make(rng: np.random.Generator) -> Problem:
-            grads = _grads(rng, GRADIENTS[name], shapes)
+            inputs = _grads(rng, GRADIENTS[name], shapes)
+            for t in range(STEPS):
+                numbers = adam_numbers(first_step + t, lr, beta1, beta2, eps, weight_decay, decoupled)
+                inputs[f"numbers{t}"] = numbers.astype(np.float32)
             state = {}
             for i, shape in enumerate(shapes):
                 used = float(first_step > 1)  # before the first step the moments are 0
@@ -182,10 +186,10 @@ def adam_cases() -> Iterator[Case]:
                 moments = _listed(a, "first", len(shapes)), _listed(a, "second", len(shapes))
                 for t in range(STEPS):
                     arrays = _listed(a, "value", len(shapes)), _listed(a, f"grad{t}", len(shapes)), *moments
-                    backend.adam(*arrays, first_step + t, lr, beta1, beta2, eps, weight_decay, decoupled)
+                    backend.adam(*arrays, a[f"numbers{t}"])
 
-            bounds = _bounds(adam_bounds, state, grads, len(shapes), first_step=first_step, **options)
-            return Problem(inputs=grads, state=state, call=call, bounds=bounds)
+            bounds = _bounds(adam_bounds, state, inputs, len(shapes))
+            return Problem(inputs=inputs, state=state, call=call, bounds=bounds)
 
         return Case(label(name, *_words(shapes, {"step": first_step, **options})), make)
 

@@ -1,0 +1,21 @@
+"""How a layout of shared memory meets its banks, found out where a kernel is made: no GPU and no emulator is asked.
+
+Shared memory has 32 banks of 4 bytes, and serves each one word at a time: lanes of a warp that want different words of
+one bank wait for each other (NVIDIA, "CUDA C++ Programming Guide", Compute Capability 5.x).
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.device import WARP
+
+BANKS = 32
+
+
+def passes(words: NDArray[Any]) -> int:
+    """Over the banks, that warps take whose threads, one after the other, access these words of 4 bytes."""
+    warp, word = np.divmod(np.unique(np.arange(len(words)) // WARP << 32 | words), 1 << 32)
+    load = np.bincount(warp * BANKS + word % BANKS, minlength=BANKS * (int(warp[-1]) + 1))
+    return int(load.reshape(-1, BANKS).max(axis=1).sum())

@@ -1,0 +1,299 @@
+"""Batch normalization forward in one launch, which reads x once: statistics and their use with x on the chip.
+
+Each block loads its share of the rows (residency.py), as many loads under way as a thread has rows: the first into
+registers, the others by cp.async into shared memory. It sums them as statistics.py does (a thread about the mean of
+what it holds in registers, the threads as a tree) and stores what it found. After a barrier of the grid every block
+merges what all have found of its channels, in the same order as all others, and normalizes what it holds.
+
+Shapes   x, residual, y (..., c) float32, C-contiguous, taken as (rows, c); all others (c,).
+Traffic  x (and residual) once, y once; and partial sums: three numbers a channel for each block, read by each block of
+         that channel. Two tensor passes where statistics and apply take three.
+Order    Of the sums: by the shape and the number of multiprocessors. Same GPU, same bits.
+Edges    As statistics.py and apply.py: a constant channel has variance 0 exactly; what is not finite stays in its
+         channel.
+"""
+
+import math
+from typing import Any
+
+from numba import cuda, float32, int64, uint32
+
+from kernels.batch_statistics import BatchStatistics
+from kernels.batchnorm.apply import batchnorm_add_relu_apply, batchnorm_apply, is_affine, normalized
+from kernels.batchnorm.residency import (
+    HELD,
+    copier,
+    line_split,
+    numbers,
+    resident,
+    room,
+    shared_floats,
+    why_resident,
+)
+from kernels.batchnorm.split import AHEAD, BLOCK, loader, require_channels, storer
+from kernels.batchnorm.statistics import batchnorm_statistics, blocks_merger, finite, partial_merger
+from kernels.choice import Option, choose
+from kernels.device import index_type, positive
+from kernels.errors import ShapeError, same_shape
+from kernels.grid_barrier import grid_barrier
+from kernels.intrinsics import cp_async_commit, cp_async_wait, shared_address
+from kernels.launch import (
+    Array,
+    Cost,
+    Float,
+    Floats,
+    Int64,
+    Launch,
+    Runner,
+    UInt32s,
+    blocks_for,
+    kernel,
+    techniques,
+)
+
+IN_REGISTERS = HELD[1]
+
+
+def _forward(channels: int, affine: bool, relu: bool, add: bool, kept: int, index: Any, width: int) -> Launch:
+    parts = line_split(channels, width)
+    lanes, depth, across = parts.lanes, parts.depth, parts.across
+    load, store, copy, kept_memory = loader(width), storer(width), copier(width), room(kept)
+    merge_and_store = partial_merger(parts, index)
+    line = lanes * width  # channels of a block
+    merge_blocks = blocks_merger(line, BLOCK // line)
+    size, slots, ahead = width * BLOCK, IN_REGISTERS * width, AHEAD * width
+    groups, step = IN_REGISTERS // AHEAD, depth * channels
+    reads = 8 if add else 4
+
+    def forward(
+        x: Floats, residual: Floats, gamma: Floats, beta: Floats, shift: Floats, delta: Floats, var: Floats,
+        inv_std: Floats, y: Floats, partial: Floats, state: UInt32s, rows: Int64, span: Int64, eps: Float,
+    ):  # fmt: skip
+        counts = cuda.shared.array(BLOCK, float32)
+        shifts = cuda.shared.array(size, float32)
+        sums = cuda.shared.array(size, float32)
+        squares = cuda.shared.array(size, float32)
+        beyond = kept_memory(shifts)
+        held = cuda.local.array(slots, float32)
+        values = cuda.local.array(ahead, float32)
+        result = cuda.local.array(width, float32)
+        near = cuda.local.array(width, float32)
+        rest = cuda.local.array(width, float32)
+        scale = cuda.local.array(width, float32)
+        offset = cuda.local.array(width, float32)
+        thread = cuda.threadIdx.x
+        row = thread // lanes
+        channel = (cuda.blockIdx.y * lanes + thread % lanes) * width
+        start = cuda.blockIdx.x * span + row
+        end = min(rows, (cuda.blockIdx.x + 1) * span)
+        mine = uint32(0)  # rows of this thread, depth apart
+        if row < depth and channel < channels and start < end:
+            mine = uint32((end - start + depth - 1) // depth)
+        at = start * channels + channel
+
+        for i in range(IN_REGISTERS):
+            if i < mine:
+                load(x, index(at + i * step), held, i * width)
+        for k in range(IN_REGISTERS, mine):
+            copy(shared_address(beyond, (k - IN_REGISTERS) * size + thread * width), x, index(at + k * step))
+        cp_async_commit()
+
+        for j in range(width):
+            near[j] = float32(0)
+            rest[j] = float32(0)
+            scale[j] = float32(0)
+        if mine > 0:
+            for i in range(1, IN_REGISTERS):
+                if i < mine:
+                    for j in range(width):
+                        near[j] += held[i * width + j] - held[j]
+            for j in range(width):
+                mean = held[j] + near[j] / float32(min(mine, IN_REGISTERS))
+                near[j] = mean if finite(mean) else float32(0)
+            for i in range(IN_REGISTERS):
+                if i < mine:
+                    for j in range(width):
+                        difference = held[i * width + j] - near[j]
+                        rest[j] += difference
+                        scale[j] += difference * difference
+        cp_async_wait(0)
+        for k in range(IN_REGISTERS, mine, AHEAD):
+            for i in range(AHEAD):
+                if k + i < mine:
+                    load(beyond, (k + i - IN_REGISTERS) * size + thread * width, values, i * width)
+            for i in range(AHEAD):
+                if k + i < mine:
+                    for j in range(width):
+                        difference = values[i * width + j] - near[j]
+                        rest[j] += difference
+                        scale[j] += difference * difference
+        counts[thread] = float32(mine)
+        for j in range(width):
+            shifts[j * BLOCK + thread] = near[j]
+            sums[j * BLOCK + thread] = rest[j]
+            squares[j * BLOCK + thread] = scale[j]
+        place, plane = cuda.blockIdx.x * channels + channel, cuda.gridDim.x * channels
+        merge_and_store(partial, place, plane, row, channel, thread, counts, shifts, sums, squares, result)
+
+        grid_barrier(state)
+
+        own = cuda.blockIdx.y * line + thread % line  # the channel of which this thread merges what blocks found
+        blocks = cuda.gridDim.x
+        merge_blocks(partial, blocks, channels, rows, span, thread, thread // line, own, counts, shifts, sums, squares)
+        if thread < line and own < channels:
+            variance = squares[thread]
+            reciprocal = float32(1) / math.sqrt(variance + eps)
+            squares[thread] = reciprocal
+            if cuda.blockIdx.x == 0:
+                shift[own] = shifts[thread]
+                delta[own] = sums[thread]
+                var[own] = variance
+                inv_std[own] = reciprocal
+        cuda.syncthreads()
+
+        if mine > 0:
+            for j in range(width):
+                lane = thread % lanes * width + j
+                near[j] = shifts[lane]
+                rest[j] = sums[lane]
+                scale[j] = squares[lane]
+                offset[j] = float32(0)
+            if affine:
+                load(gamma, channel, offset, 0)
+                for j in range(width):
+                    scale[j] *= offset[j]
+                load(beta, channel, offset, 0)
+            for k in range(groups):
+                if add:
+                    for i in range(AHEAD):
+                        if k * AHEAD + i < mine:
+                            load(residual, index(at + (k * AHEAD + i) * step), values, i * width)
+                for i in range(AHEAD):
+                    if k * AHEAD + i < mine:
+                        for j in range(width):
+                            value = held[(k * AHEAD + i) * width + j]
+                            value = normalized(value, near[j], rest[j], scale[j], offset[j])
+                            if add:
+                                value += values[i * width + j]
+                            result[j] = positive(value) if relu else value
+                        store(y, index(at + (k * AHEAD + i) * step), result)
+            for k in range(IN_REGISTERS, mine, AHEAD):
+                if add:
+                    for i in range(AHEAD):
+                        if k + i < mine:
+                            load(residual, index(at + (k + i) * step), values, i * width)
+                for i in range(AHEAD):
+                    if k + i < mine:
+                        load(beyond, (k + i - IN_REGISTERS) * size + thread * width, result, 0)
+                        for j in range(width):
+                            value = normalized(result[j], near[j], rest[j], scale[j], offset[j])
+                            if add:
+                                value += values[i * width + j]
+                            result[j] = positive(value) if relu else value
+                        store(y, index(at + (k + i) * step), result)
+
+    return Launch(
+        forward,
+        BLOCK,
+        lambda rows, span: (blocks_for(rows, span), across),
+        lambda rows, span: Cost(
+            reads * rows * channels + (8 + 12 * blocks_for(rows, span)) * channels,
+            4 * rows * channels + (16 + 12 * blocks_for(rows, span)) * channels,
+            8 * rows * channels,
+        ),
+        shared_bytes=4 * shared_floats(width, kept, 1),
+        cooperative=True,
+    )
+
+
+_TRAFFIC = "x, residual, gamma, beta, partial, state -> shift, delta, var, inv_std, y, partial, state"
+
+
+@kernel(
+    traffic=_TRAFFIC,
+    registers=128,
+    examples=[
+        (1, True, False, False, 0, uint32),
+        (17, True, True, True, 8, uint32),
+        (64, False, True, False, 8, uint32),
+        (513, False, False, False, 8, int64),
+    ],
+)
+def batchnorm_forward_persistent_scalar(
+    channels: int, affine: bool, relu: bool, add: bool, kept: int, index: Any
+) -> Launch:
+    """One channel a thread; `kept` rows of each thread in shared memory, the others in registers."""
+    return _forward(channels, affine, relu, add, kept, index, 1)
+
+
+@kernel(
+    traffic=_TRAFFIC,
+    instructions=("LDG.E.128", "STG.E.128", "LDGSTS.E", "LDG.E.STRONG.GPU"),
+    registers=255,  # 32 loads of four floats are under way, and stay
+    examples=[
+        (4, True, False, False, 0, uint32),
+        (64, True, True, False, 32, uint32),
+        (64, True, True, True, 32, uint32),
+        (512, False, True, False, 32, int64),
+    ],
+)
+def batchnorm_forward_persistent_vector(
+    channels: int, affine: bool, relu: bool, add: bool, kept: int, index: Any
+) -> Launch:
+    """The same with four channels a thread, moved as 16 bytes. All arrays aligned to 16."""
+    return _forward(channels, affine, relu, add, kept, index, 4)
+
+
+@techniques("two_pass", "persistent")
+def batchnorm_forward(
+    run: Runner,
+    x: Array,
+    gamma: Array | None,
+    beta: Array | None,
+    eps: float,
+    out: BatchStatistics,
+    y: Array,
+    relu: bool,
+    residual: Array | None = None,
+    *,
+    technique: str | None = None,
+) -> None:
+    """Training's forward: the statistics of the batch x (..., c) into the four (c,) arrays of `out`, and y by them.
+
+    With a residual y = max(normalized x + residual, 0), the end of a residual block, and `relu` is true; else max(y, 0)
+    where `relu`. gamma and beta (c,) or both None. One launch on `run` where x fits on the chip of its GPU and this
+    technique is chosen ("persistent"), else three.
+
+    Raises:
+        ShapeError: x has no channels or no rows, y or residual is not of its shape, or another array not (c,).
+        TypeError: Only one of gamma and beta is given.
+        ValueError: A residual without `relu`.
+        TechniqueError: technique is "persistent" and x does not fit.
+    """
+    operation = "batchnorm_forward"
+    rows = require_channels(operation, x, **out._asdict(), gamma=gamma, beta=beta)
+    same_shape(operation, x=x, y=y, **({} if residual is None else {"residual": residual}))
+    if rows == 0:
+        raise ShapeError(f"{operation}: x has shape {tuple(x.shape)}, expected at least one row")
+    affine, (scale, offset) = is_affine(operation, gamma, beta, out)
+    if residual is not None and not relu:
+        raise ValueError(f"{operation}: a residual is added before a ReLU; give relu=True")
+    other = x if residual is None else residual
+    found = resident(run, x, y, other, scale, offset, tensors=1)
+    persistent: Option = "persistent", found is not None, lambda: why_resident(run, x, found, "x")
+    plain: Option = "two_pass", True, "three launches, for any size and any GPU"
+    options = (plain, persistent) if numbers(run) is None else (persistent, plain)
+    arrays = {"x": x, "y": y, "residual": residual}
+    if choose(run, operation, technique, options, **arrays) == "two_pass" or found is None:
+        batchnorm_statistics(run, x, eps, out)
+        if residual is None:
+            batchnorm_apply(run, x, out, gamma, beta, y, relu)
+        else:
+            batchnorm_add_relu_apply(run, x, residual, out, gamma, beta, y)
+        return
+    parts, kept, span = found
+    vector = parts.width == 4
+    factory = batchnorm_forward_persistent_vector if vector else batchnorm_forward_persistent_scalar
+    chosen = factory(parts.channels, affine, relu, residual is not None, kept, index_type(x.size))
+    partial = run.empty((3, blocks_for(rows, span), parts.channels))
+    run(chosen, x, other, scale, offset, *out, y, partial, run.barrier(), rows, span, eps)

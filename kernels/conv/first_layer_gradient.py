@@ -1,0 +1,287 @@
+"""Convolution of images of 1 to 3 channels, as in a network's first layer: the gradient of its weights.
+
+    dw[i, j, c, k] = sum over pixels (p, q) of  x[p*sh + i - ph, q*sw + j - pw, c] * dy[p, q, k]
+
+There are few weights, and each is a sum over all of dy, the large array. So the sums stay in registers while dy goes
+by: a thread has `width` channels of dy, `own` lines of the kernel (a line is one i and one c, with kw taps) and some of
+the strips of pixels. A strip's dy it reads once for all of its own sums; x comes from a patch in shared memory as
+in forward. Where the lines of a kernel are too many for a thread, `sets` of threads share them and read dy from shared
+memory, where the block has brought it. At the end a block adds up what its threads found, and leaves a part of dw;
+`kernels.columns.sum_columns` adds the parts.
+
+Traffic  dy once, in loads of 16 bytes; x once and a halo, for each lanes * width channels of dy; a part of dw a block.
+Order    A thread adds at most TERMS products in a row, a block its threads' sums in turn. The order depends on the
+         shape alone, and so do the bits.
+Edges    As the definition has it, the padding's zeros take part; pixels beyond dy do not.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import cuda, float32, int64, uint32
+
+from kernels.banks import passes
+from kernels.batchnorm.split import loader, storer
+from kernels.columns import sum_columns
+from kernels.conv.first_layer import (
+    CIFAR,
+    FIVE,
+    MARGIN,
+    MNIST,
+    ODD,
+    SEVEN,
+    SHARED,
+    patch_columns,
+    patch_lines,
+    place_in,
+    strip_of,
+)
+from kernels.conv.geometry import Geometry
+from kernels.device import index_type
+from kernels.launch import Array, Floats, Int64, Launch, Runner, blocks_for, kernel, wide
+
+THREADS = 256  # of a block, about
+SUMS = 108  # of a thread, at most: they are registers
+PRODUCTS = 224  # of a thread and a strip, at most: longer loops are not unrolled, and the sums are no registers then
+TERMS = 256  # products that a thread adds to a sum, at most
+ROUNDS = 4  # strips of a thread in a tile
+ENOUGH = 528  # blocks, four on each multiprocessor of a large GPU
+
+
+class Share(NamedTuple):
+    """How a block's threads share the sums and the pixels; a tile is `lines` lines of dy."""
+
+    width: int  # channels of dy that a thread has
+    lanes: int  # threads side by side along the channels
+    own: int  # lines of the kernel that a thread has
+    sets: int  # threads that share the lines of the kernel
+    groups: int  # of lanes * sets threads; each takes one strip at a time
+    lines: int
+    strips: int  # of a line
+    pixels: int  # of a strip
+    pitch: int  # floats from a line of the patch to the next
+    lines_first: bool  # neighbouring groups have neighbouring lines, not strips
+
+    @property
+    def block(self) -> int:
+        """Threads."""
+        return self.lanes * self.sets * self.groups
+
+    @property
+    def rounds(self) -> int:
+        """Strips of a group in a tile."""
+        return blocks_for(self.lines * self.strips, self.groups)
+
+    def shared(self, geometry: Geometry) -> int:
+        """Floats in shared memory: the patch and, for several sets, dy; in the end the sums of a line of the kernel."""
+        staged = self.lines * geometry.wo * self.lanes * self.width if self.sets > 1 else 0
+        return max(staged + patch_lines(geometry, self.lines) * self.pitch, self.block * geometry.kw * self.width)
+
+    def tiles(self, geometry: Geometry, n: int) -> int:
+        """Of n images."""
+        return n * blocks_for(geometry.ho, self.lines)
+
+    def span(self, geometry: Geometry, n: int) -> int:
+        """Tiles of a block: as many that `ENOUGH` blocks do, but no more than a sum's terms allow."""
+        most = max(1, TERMS // (self.rounds * self.pixels))
+        return max(1, min(blocks_for(self.tiles(geometry, n), ENOUGH), most))
+
+
+@functools.cache
+def share_of(geometry: Geometry, width: int) -> Share | None:
+    """The share for a geometry, or None where what it needs does not fit into shared memory."""
+    kernel_lines, sums_of_line = geometry.kh * geometry.c_in, geometry.kw * width
+    sets = blocks_for(kernel_lines, max(1, (SUMS if width > 1 else SUMS // 4) // sums_of_line))
+    own = blocks_for(kernel_lines, sets)
+    pixels = strip_of(geometry, tuple(size for size in (5, 4, 3, 2) if own * sums_of_line * size <= PRODUCTS))
+    strips, least = blocks_for(geometry.wo, pixels), patch_columns(geometry, pixels) * geometry.c_in
+    quads, best = blocks_for(geometry.c_out, width), None
+    for lanes in (16, 8, 4, 2, 1) if width == 4 else (32, 16, 8, 4, 2, 1):
+        groups = max(1, (THREADS // 2 if own * sums_of_line > SUMS // 2 else THREADS) // (lanes * sets))
+        across = blocks_for(quads, lanes)
+        for lines in range(1, geometry.ho + 1):
+            share = Share(width, lanes, own, sets, groups, lines, strips, pixels, least + MARGIN, True)
+            if share.shared(geometry) > SHARED or share.block > 1024 or (lines > 1 and share.rounds > ROUNDS):
+                break
+            read = share.rounds * groups * pixels * lanes * width * max(1, 8 // (lanes * width))
+            patch = patch_lines(geometry, lines) * geometry.w * geometry.c_in
+            moved = blocks_for(geometry.ho, lines) * across * (read + patch)
+            if best is None or moved < best[0]:
+                best = moved, share
+    return _without_conflicts(best[1], geometry, least) if best else None
+
+
+def _without_conflicts(share: Share, geometry: Geometry, least: int) -> Share:
+    """The share with the pitch, and the order of groups, by which the lanes of a warp meet in the fewest banks."""
+    thread, row, step = np.arange(share.block), geometry.w * geometry.c_in, share.pixels * geometry.sw * geometry.c_in
+    group, first = thread // (share.lanes * share.sets), thread // share.lanes % share.sets * share.own
+    element = np.arange(patch_lines(geometry, share.lines) * row)
+    reads = share.rounds * share.own * ((share.pixels - 1) * geometry.sw + geometry.kw)
+
+    def conflicts(one: Share) -> int:
+        line, strip = place_in(one.lines_first, one.lines, one.strips, group)
+        read = (line * geometry.sh + first // geometry.c_in) * one.pitch + strip * step + first % geometry.c_in
+        return reads * passes(read) + passes(element // row * one.pitch + element % row)
+
+    pitches = range(least, least + MARGIN + 1)
+    return min((share._replace(pitch=p, lines_first=f) for p in pitches for f in (True, False)), key=conflicts)
+
+
+def _backward_weight(share: Share, geometry: Geometry, index: Any) -> Launch:
+    h, w_in, c_in, kh, kw, c_out, sh, sw, ph, pw = geometry
+    ho, wo, taps = geometry.ho, geometry.wo, geometry.taps
+    width, lanes, own, sets, groups, lines, strips, pixels, pitch, lines_first = share
+    block, rounds, shared_size, staged = share.block, share.rounds, share.shared(geometry), sets > 1
+    channels, kernel_lines = lanes * width, kh * c_in
+    row, depth = w_in * c_in, patch_lines(geometry, lines)
+    used = max(0, min(row, (patch_columns(geometry, pixels) - pw) * c_in))  # of a line of x: what some window holds
+    left, step, reach = pw * c_in, pixels * sw * c_in, (pixels - 1) * sw + kw
+    patch_at = lines * wo * channels if staged else 0
+    clears, loads, brings, ends = (
+        blocks_for(size, block) for size in (depth * pitch, depth * row, lines * wo * lanes, sets * kw * lanes)
+    )
+    down, across = blocks_for(ho, lines), blocks_for(c_out, channels)
+    load, store, load_shared, store_shared = loader(width), storer(width), loader(width), storer(width)
+    sums_size, dy_size, tail = own * kw * width, pixels * width, strips * pixels != wo
+
+    def conv2d_backward_weight(x: Floats, dy: Floats, dw: Floats, n: Int64, span: Int64):
+        memory = cuda.shared.array(shared_size, float32, alignment=16)
+        sums = cuda.local.array(sums_size, float32)
+        gradients = cuda.local.array(dy_size, float32)
+        values = cuda.local.array(reach, float32)
+        four = cuda.local.array(width, float32)
+        total = cuda.local.array(width, float32)
+        thread = uint32(cuda.threadIdx.x)
+        lane, group = uint32(thread % lanes), uint32(thread // (lanes * sets))
+        which_set = uint32(thread // lanes % sets)
+        first_channel = uint32(cuda.blockIdx.y * channels)
+        channel = uint32(first_channel + lane * width)
+        for s in range(own):
+            for e in range(kw * width):
+                sums[s * (kw * width) + e] = float32(0)
+        for k in range(clears):  # the padding stays as it is
+            e = uint32(k * block + thread)
+            if e < depth * pitch:
+                memory[uint32(patch_at + e)] = float32(0)
+
+        for number in range(cuda.blockIdx.x * span, min((cuda.blockIdx.x + 1) * span, n * down)):
+            image, top = index(number // down), number % down * lines
+            cuda.syncthreads()
+            for k in range(loads):
+                e = uint32(k * block + thread)
+                line, place = uint32(e // row), uint32(e % row)
+                real = top * sh - ph + int64(line)
+                if line < depth and place < used:
+                    value = float32(0)
+                    if 0 <= real < h:
+                        value = x[index((image * h + real) * row + place)]
+                    memory[uint32(patch_at + line * pitch + left + place)] = value
+            if staged:
+                for k in range(brings):
+                    e = uint32(k * block + thread)
+                    pixel, c = uint32(e // lanes), uint32(first_channel + e % lanes * width)
+                    if pixel < lines * wo and top * wo + int64(pixel) < ho * wo and c < c_out:
+                        load(dy, index(((image * ho + top) * wo + int64(pixel)) * c_out + c), four, 0)
+                        store_shared(memory, uint32(e * width), four)
+            cuda.syncthreads()
+            for turn in range(rounds):
+                which = uint32(turn * groups + group)
+                if lines_first:
+                    line, strip = uint32(which % lines), uint32(which // lines)
+                else:
+                    line, strip = uint32(which // strips), uint32(which % strips)
+                if line < lines and strip < strips and top + int64(line) < ho and channel < c_out:
+                    if staged:
+                        first = uint32(((line * wo + strip * pixels) * lanes + lane) * width)
+                        for p in range(pixels):
+                            if not tail or strip * pixels + p < wo:
+                                load_shared(memory, uint32(first + p * channels), gradients, p * width)
+                    else:
+                        pixel = (image * ho + top + int64(line)) * wo + strip * pixels
+                        for p in range(pixels):
+                            if not tail or strip * pixels + p < wo:
+                                load(dy, index((pixel + p) * c_out + channel), gradients, p * width)
+                    for s in range(own):
+                        kernel_line = uint32(which_set * own + s)
+                        if sets * own == kernel_lines or kernel_line < kernel_lines:
+                            at = uint32(
+                                patch_at + (line * sh + kernel_line // c_in) * pitch + strip * step + kernel_line % c_in
+                            )
+                            for e in range(reach):
+                                values[e] = memory[uint32(at + e * c_in)]
+                            for p in range(pixels):
+                                if not tail or strip * pixels + p < wo:
+                                    for j in range(kw):
+                                        for k in range(width):
+                                            sums[(s * kw + j) * width + k] += (
+                                                values[p * sw + j] * gradients[p * width + k]
+                                            )
+
+        for s in range(own):  # line after line of the kernel, over the groups
+            cuda.syncthreads()
+            for j in range(kw):
+                for k in range(width):
+                    four[k] = sums[(s * kw + j) * width + k]
+                store_shared(memory, uint32((((group * sets + which_set) * kw + j) * lanes + lane) * width), four)
+            cuda.syncthreads()
+            for k in range(ends):
+                e = uint32(k * block + thread)
+                c, j = uint32(first_channel + e % lanes * width), uint32(e // lanes % kw)
+                kernel_line = uint32(e // (lanes * kw) * own + s)
+                if e < sets * kw * lanes and kernel_line < kernel_lines and c < c_out:
+                    for m in range(width):
+                        total[m] = float32(0)
+                    for g in range(groups):
+                        load_shared(memory, uint32((g * (sets * kw * lanes) + e) * width), four, 0)
+                        for m in range(width):
+                            total[m] += four[m]
+                    tap = (kernel_line // c_in * kw + j) * c_in + kernel_line % c_in
+                    store(dw, index((cuda.blockIdx.x * taps + tap) * c_out + c), total)
+
+    return Launch(
+        conv2d_backward_weight,
+        block,
+        grid=lambda n, span: (max(1, blocks_for(n * down, span)), across),
+        cost=lambda n, span: geometry.backward_weight_cost(n, max(1, blocks_for(n * down, span))),
+    )
+
+
+def examples(width: int, *given: tuple[Geometry, Any]) -> list[tuple[Any, ...]]:
+    """Arguments of the kernels here for these geometries."""
+    return [(share_of(one[0], width), *one) for one in given]
+
+
+@kernel(traffic="x, dy -> dw", registers=168, examples=examples(1, (ODD, uint32), (MNIST, uint32), (ODD, int64)))
+def conv2d_backward_weight_scalar_first_layer(share: Share, geometry: Geometry, index: Any) -> Launch:
+    """A part of dw (blocks, kh, kw, c_in, c_out) a block; one channel a thread."""
+    return _backward_weight(share, geometry, index)
+
+
+@kernel(
+    traffic="x, dy -> dw",
+    registers=168,
+    instructions=("LDG.E.128", "STG.E.128", "LDS.128"),
+    examples=examples(4, (MNIST, uint32), (CIFAR, uint32), (FIVE, uint32), (SEVEN, uint32), (CIFAR, int64)),
+)
+def conv2d_backward_weight_vector_first_layer(share: Share, geometry: Geometry, index: Any) -> Launch:
+    """The same with four channels a thread. dy aligned to 16."""
+    return _backward_weight(share, geometry, index)
+
+
+def backward_weight(run: Runner, geometry: Geometry, x: Array, dy: Array, dw: Array) -> None:
+    """Launch dw = the gradient of the weights on `run`, in two stages, where `option` says that it can.
+
+    Accesses are scalar where c_out is no multiple of 4, or dy or dw no multiple of 16 bytes.
+    """
+    share = share_of(geometry, 4) if geometry.c_out % 4 == 0 and wide(dy, dw) else None
+    factory = conv2d_backward_weight_vector_first_layer if share else conv2d_backward_weight_scalar_first_layer
+    share = share or share_of(geometry, 1)
+    assert share is not None
+    n = x.shape[0]
+    span = share.span(geometry, n)
+    parts = max(1, blocks_for(share.tiles(geometry, n), span))
+    target = dw if parts == 1 else run.empty((parts, *dw.shape))
+    run(factory(share, geometry, index_type(max(x.size, dy.size, parts * dw.size))), x, dy, target, n, span)
+    if parts > 1:
+        sum_columns(run, target, dw)
