@@ -32,7 +32,8 @@ from kernels.choice import vectors
 from kernels.errors import require_shape
 from kernels.launch import Array as DeviceArray
 from kernels.launch import Runner, techniques
-from kernels.updates import ADAM_NUMBERS, SGD_NUMBERS, adam_numbers, require_lists, update_tensors
+from kernels.optimizer_numbers import adam_numbers
+from kernels.updates import ADAM_NUMBERS, SGD_NUMBERS, require_lists, update_tensors
 
 Array = NDArray[Any]
 

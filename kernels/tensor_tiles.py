@@ -53,7 +53,7 @@ DEEPEST = 8192  # steps of depth in one sum, see above
 
 
 class TensorTile(NamedTuple):
-    """What a block makes, and what each of its warps does. Warps are 64x32, 32x32 or 32x16."""
+    """What a block makes, and what each of its warps does: 64x64, 64x32, 32x32 or 32x16 of it."""
 
     rows: int
     columns: int

@@ -13,7 +13,6 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 from numba import cuda, float32, int64, uint32
-from numpy.typing import NDArray
 
 from kernels.device import index_type, inlined
 from kernels.errors import ShapeError
@@ -23,33 +22,8 @@ from kernels.launch import Array as DeviceArray
 
 BLOCK = 256
 CHUNK = 16 * BLOCK  # elements that a block updates
-
-
-# Numbers. They change from step to step, so a rule reads them in device memory, where the replay of a CUDA graph finds
-# new values. They are formed in float64 and rounded once, on their way to the device: 1 - beta of a beta near 1 would
-# keep few digits in float32.
-
+# How many numbers a rule reads (kernels/optimizer_numbers.py): in device memory, where a graph's replay finds new ones.
 SGD_NUMBERS, ADAM_NUMBERS = 3, 9
-
-
-def sgd_numbers(lr: float, momentum: float, weight_decay: float) -> NDArray[np.float64]:
-    """What SGD's rules read, (3,)."""
-    return np.array([lr, momentum, weight_decay])
-
-
-def adam_numbers(
-    step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool
-) -> NDArray[np.float64]:
-    """What Adam's rule reads, (9,). `step` counts from 1.
-
-    Raises:
-        ValueError: `step` is not at least 1, or a beta not in [0, 1).
-    """
-    if step < 1 or not (0 <= beta1 < 1 and 0 <= beta2 < 1):
-        raise ValueError(f"adam: step {step}, beta1 {beta1}, beta2 {beta2}; expected a step from 1, betas in [0, 1)")
-    decay, shrink = (0.0, 1 - lr * weight_decay) if decoupled else (weight_decay, 1.0)
-    rate, scale = lr / (1 - beta1**step), (1 - beta2**step) ** -0.5
-    return np.array([decay, shrink, beta1, 1 - beta1, beta2, 1 - beta2, rate, scale, eps])
 
 
 @inlined

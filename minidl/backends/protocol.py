@@ -340,7 +340,7 @@ class Backend(Protocol):
         second_moments: Sequence[Array],
         numbers: Array,
     ) -> None:
-        """Adam and AdamW; `numbers` (9,) are those of `adam_numbers` in kernels/updates.py."""
+        """Adam and AdamW; `numbers` (9,) are those of `adam_numbers` in kernels/optimizer_numbers.py."""
 
     def moving_average(self, averages: Sequence[Array], values: Sequence[Array], weight: Array) -> None:
         """Average += weight * (value - average), for each pair, in place; weight () (kernels/averaging.py)."""

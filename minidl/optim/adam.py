@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from kernels.updates import adam_numbers
+from kernels.optimizer_numbers import adam_numbers
 from minidl.backends import Array
 from minidl.nn import Parameter
 from minidl.optim.optimizer import Group, Optimizer

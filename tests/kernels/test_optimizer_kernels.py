@@ -8,8 +8,9 @@ import pytest
 
 from kernels.errors import ShapeError
 from kernels.optimizer import adam, adam_reference, sgd, sgd_reference
+from kernels.optimizer_numbers import adam_numbers, sgd_numbers
 from kernels.run_emulated import EmulatorRunner
-from kernels.updates import CHUNK, adam_numbers, chunks_of, sgd_numbers
+from kernels.updates import CHUNK, chunks_of
 
 SHAPES = ((1,), (3, 5), (0, 4), (CHUNK,), (CHUNK + 6,), (2 * CHUNK - 1,), (64, 9))
 TECHNIQUES = "scalar", "vector"

@@ -28,7 +28,7 @@ def _sgd_momentum(first, last, value, grad, velocity, lr, momentum, weight_decay
 def _adam(
     first, last, value, grad, first_moment, second_moment, decay, shrink, beta1, new1, beta2, new2, rate, scale, eps
 ):
-    """The numbers are those of `adam_numbers` in kernels/updates.py."""
+    """The numbers are those of `adam_numbers` in kernels/optimizer_numbers.py."""
     for i in range(first, last):
         v = value[i] * shrink
         g = grad[i] + decay * v

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.updates import adam_numbers, sgd_numbers
+from kernels.optimizer_numbers import adam_numbers, sgd_numbers
 from minidl.backends import Backend
 from minidl.lab.budget import TINY, U
 from minidl.lab.inputs import FAMILIES, Family, normal
