@@ -26,7 +26,7 @@ def draw_ratios(rows: Sequence[Row], path: Path, title: str) -> bool:
         return False
     style: Any = {"svg.hashsalt": "minidl", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
     with rc_context(style):
-        figure = Figure(figsize=(9, 0.6 + 0.27 * len(groups)), layout="constrained")
+        figure = Figure(figsize=(9, 1 + 0.27 * len(groups)), layout="constrained")
         axes = figure.subplots()
         for place, values in enumerate(groups.values()):
             axes.plot(values, [place] * len(values), "o", color="#0072b2", alpha=0.45, markersize=5)
@@ -36,7 +36,9 @@ def draw_ratios(rows: Sequence[Row], path: Path, title: str) -> bool:
         axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_yticks(range(len(groups)), list(groups))
-        axes.invert_yaxis()
+        axes.set_ylim(len(groups) - 0.4, -0.6)
+        left, right = axes.get_xlim()
+        axes.set_xlim(min(left, 0.45), max(right, 2.2))  # both sides of 1, and a tick on each
         axes.grid(axis="x", alpha=0.3)
         axes.set(title=title, xlabel="PyTorch's time over minidl's, PyTorch at its fastest; bar: geometric mean")
         axes.spines[["top", "right"]].set_visible(False)
