@@ -12,6 +12,7 @@ For maths, shapes and edges see reference.py.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from numba import cuda, float32, int64, uint32
 
 from kernels.banks import passes
 from kernels.batchnorm.split import loader, storer
-from kernels.choice import Option, choose
+from kernels.choice import Option
 from kernels.conv.geometry import Geometry
 from kernels.device import index_type
 from kernels.launch import Array, Floats, Int64, Launch, Runner, blocks_for, kernel, wide
@@ -252,14 +253,10 @@ def option(geometry: Geometry, tile: Any) -> Option:
     return NAME, True, lambda: f"x has c_in = {geometry.c_in}: whole lines of it in shared memory"
 
 
-def takes(
-    run: Runner, operation: str, technique: str | None, geometry: Geometry, tile: Any, **arrays: Array | None
-) -> bool:
-    """Whether to take technique "first_layer": it is asked for, or none is and it can. Raises TechniqueError."""
+def among(others: Sequence[Option], geometry: Geometry, tile: Any) -> Sequence[Option]:
+    """All techniques to choose from: this one before the others for a first layer, after them for any other."""
     own = option(geometry, tile)
-    if technique != NAME and not (technique is None and own[1]):
-        return False
-    return choose(run, operation, technique, (own, ("implicit_gemm", True, "")), **arrays) == NAME
+    return (own, *others) if geometry.c_in <= CHANNELS else (*others, own)
 
 
 def forward(run: Runner, geometry: Geometry, x: Array, w: Array, bias: Array | None, y: Array) -> None:

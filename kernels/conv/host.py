@@ -51,11 +51,11 @@ def conv2d_forward(
     if bias is not None and tuple(bias.shape) != (geometry.c_out,):
         raise ShapeError(f"conv2d_forward: bias has shape {tuple(bias.shape)}, expected {(geometry.c_out,)}")
     tile_of_lines = first_layer.tile_of(geometry, 1) if geometry.c_in <= first_layer.CHANNELS else None
-    if first_layer.takes(run, "conv2d_forward", technique, geometry, tile_of_lines, x=x, w=w, y=y):
+    ways = first_layer.among(tensor_core_launch.options(precision, geometry, x=x, w=w, y=y), geometry, tile_of_lines)
+    technique = choose(run, "conv2d_forward", technique, ways, x=x, w=w, bias=bias, y=y)
+    if technique == first_layer.NAME:
         first_layer.forward(run, geometry, x, w, bias, y)
         return
-    ways = tensor_core_launch.options(precision, geometry, x=x, w=w, y=y)
-    technique = choose(run, "conv2d_forward", technique, ways, x=x, w=w, bias=bias, y=y)
     if technique == TENSOR_CORE:
         tensor_core_launch.forward(run, geometry, x, w, bias, y)
         return
@@ -137,11 +137,11 @@ def conv2d_backward_weight(
     """
     geometry = geometry_of("conv2d_backward_weight", stride, padding, x=x.shape, dw=dw.shape, dy=dy.shape)
     share = first_layer_gradient.share_of(geometry, 1) if geometry.c_in <= first_layer.CHANNELS else None
-    if first_layer.takes(run, "conv2d_backward_weight", technique, geometry, share, x=x, dy=dy, dw=dw):
+    ways = first_layer.among(tensor_core_launch.options(precision, geometry, x=x, dy=dy, dw=dw), geometry, share)
+    technique = choose(run, "conv2d_backward_weight", technique, ways, x=x, dy=dy, dw=dw)
+    if technique == first_layer.NAME:
         first_layer_gradient.backward_weight(run, geometry, x, dy, dw)
         return
-    ways = tensor_core_launch.options(precision, geometry, x=x, dy=dy, dw=dw)
-    technique = choose(run, "conv2d_backward_weight", technique, ways, x=x, dy=dy, dw=dw)
     if technique == TENSOR_CORE:
         tensor_core_launch.backward_weight(run, geometry, x, dy, dw)
         return

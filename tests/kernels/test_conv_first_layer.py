@@ -160,6 +160,24 @@ def test_what_it_cannot_take(rng: np.random.Generator, layer: Layer, why: str) -
         assert "first_layer" not in launched(host, *arrays, *layer.window)[0]
 
 
+def test_why_it_was_not_taken_is_said_of_a_first_layer_alone(rng: np.random.Generator) -> None:
+    for layer, told in ((Layer((1, 12, 12, 3), 11, 8), True), (Layer((1, 8, 8, 4), 3, 8), False)):
+        x, w, bias, dy = whole(rng, *layer.shapes)
+        run, heard = EmulatorRunner(), []
+        run.on_choice = heard.append
+        conv2d_forward(run, x, w, bias, dy, *layer.window)
+        assert heard[0].technique == "implicit_gemm"
+        assert ("a window has 363 elements" in heard[0].why) == told
+        assert "channels" not in heard[0].why
+
+
+def test_a_precision_that_is_none_is_refused_of_a_first_layer_too(rng: np.random.Generator) -> None:
+    x, w, bias, dy = whole(rng, *LAYERS[5].shapes)
+    for host, arrays in ((conv2d_forward, (x, w, bias, dy)), (conv2d_backward_weight, (x, dy, w))):
+        with pytest.raises(ValueError, match="precision 'tf23' is given, expected fp32 or tf32"):
+            host(EmulatorRunner(), *arrays, *LAYERS[5].window, precision="tf23")
+
+
 def test_a_shorter_batch_runs_the_same_kernels() -> None:
     kernels = []
     for n in (4, 1):
