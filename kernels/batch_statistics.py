@@ -16,3 +16,40 @@ class BatchStatistics(NamedTuple):
     delta: Any
     var: Any  # biased: the mean of squared deviations
     inv_std: Any  # 1 / sqrt(var + eps)
+
+
+class Normalization(NamedTuple):
+    """How a convolution's output x becomes an activation, wherever that is done.
+
+    y = ((x - shift) - delta) * inv_std * gamma + beta, and max(y, 0) where `relu`.
+    """
+
+    statistics: BatchStatistics
+    gamma: Any  # (c,), or both None
+    beta: Any
+    relu: bool
+
+
+class GradientSums(NamedTuple):
+    """What backward of a normalization finds of each channel in a first pass; (c,) arrays, dgamma and dbeta or None.
+
+    With g the gradient of y (dy where a ReLU passed it) and centred = (x - shift) - delta: dbeta = sum g, dgamma =
+    inv_std * sum(g * centred), mean_g = dbeta / rows, slope = inv_std * dgamma / rows.
+    """
+
+    dgamma: Any
+    dbeta: Any
+    mean_g: Any
+    slope: Any
+
+
+class PendingGradient(NamedTuple):
+    """The gradient dx of a normalization's input x, as what it is worked out from wherever it is read.
+
+    dx = inv_std * gamma * ((g - mean_g) - centred * slope), of g and centred as in `GradientSums`.
+    """
+
+    dy: Any  # of the normalization's output, behind the ReLU if it has one; (n, h, w, c) like x
+    x: Any  # what was normalized
+    normalization: Normalization
+    sums: GradientSums
