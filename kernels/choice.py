@@ -11,8 +11,9 @@ While nobody listens, nothing is put into words.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from kernels.arrays import address
 from kernels.errors import TechniqueError
-from kernels.launch import Array, Runner, address
+from kernels.launch import Array, Runner
 
 Why = str | Callable[[], str]  # in words, or what makes them
 Option = tuple[str, bool, Why]  # a technique, whether it can take the arrays, and why it can, or why not
@@ -76,17 +77,19 @@ def vectors(
     run: Runner,
     operation: str,
     technique: str | None,
-    in_fours: Mapping[str, int],
+    multiples: Mapping[str, int],
+    wide: int = 4,
     /,
     **arrays: Array | Sequence[Array] | None,
 ) -> bool:
-    """Whether to move four elements at a time, in accesses of 16 bytes: technique "vector", else "scalar".
+    """Whether to move elements in accesses of 16 bytes: technique "vector", else "scalar".
 
     Args:
         run: As for `choose`.
         operation: As for `choose`.
         technique: As for `choose`.
-        in_fours: What must be a multiple of 4, by what it counts: {"channels": 64}.
+        multiples: What must be a multiple of `wide`, by what it counts: {"channels": 64}.
+        wide: Elements in 16 bytes: 4, and 8 of what is stored in 16 bits (kernels/storage.py).
         arrays: What must start at a multiple of 16 bytes, by name. A list of arrays is values[0], values[1], ...; None
             is left out.
 
@@ -98,8 +101,8 @@ def vectors(
         choose(run, operation, technique, (("scalar", True, ""),), **arrays)
         return False
     fits = True
-    for number in in_fours.values():
-        if number % 4:
+    for number in multiples.values():
+        if number % wide:
             fits = False
     for array in arrays.values():
         if array is None:
@@ -113,21 +116,23 @@ def vectors(
     if technique is None and getattr(run, "on_choice", None) is None:
         return fits
     options = (
-        ("vector", fits, lambda: _why_vectors(in_fours) if fits else _why_not(in_fours, arrays)),
+        ("vector", fits, lambda: _why_vectors(multiples) if fits else _why_not(multiples, wide, arrays)),
         ("scalar", True, ""),
     )
     return choose(run, operation, technique, options, **arrays) == "vector"
 
 
-def _why_vectors(in_fours: Mapping[str, int]) -> str:
-    return ", ".join([*(_counted(number, noun) for noun, number in in_fours.items()), "all arrays aligned to 16 bytes"])
+def _why_vectors(multiples: Mapping[str, int]) -> str:
+    return ", ".join(
+        [*(_counted(number, noun) for noun, number in multiples.items()), "all arrays aligned to 16 bytes"]
+    )
 
 
-def _why_not(in_fours: Mapping[str, int], arrays: Mapping[str, Any]) -> str:
+def _why_not(multiples: Mapping[str, int], wide: int, arrays: Mapping[str, Any]) -> str:
     reasons = [
-        f"{_counted(number, noun)} {'is' if number == 1 else 'are'} no multiple of 4"
-        for noun, number in in_fours.items()
-        if number % 4
+        f"{_counted(number, noun)} {'is' if number == 1 else 'are'} no multiple of {wide}"
+        for noun, number in multiples.items()
+        if number % wide
     ]
     off = [name for name, array in _by_name(arrays) if address(array) % 16]
     if off:

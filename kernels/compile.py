@@ -49,8 +49,48 @@ def compile_ptx(kernel: Kernel, capability: Capability) -> str:
         if _is_about_toolkit(error):
             raise ToolkitError(_missing(error)) from None
         raise
+    return _with_entry(kernel, str(ptx))
+
+
+def _with_entry(kernel: Kernel, ptx: str) -> str:
     (mangled,) = re.findall(r"\.visible \.entry (\w+)\(", ptx)
-    return str(ptx).replace(mangled, entry_name(kernel))
+    return ptx.replace(mangled, entry_name(kernel))
+
+
+class SharedCompiler:
+    """`compile_ptx` for several kinds of GPU: what Numba does before NVVM, most of the work, is done once a kernel.
+
+    From compute capability 7.5 on Numba makes the same of a kernel for all of them, but for names within; so this is
+    for machine code that is read, and `compile_kernel` for what is run.
+    """
+
+    def __init__(self) -> None:
+        self._libraries: dict[Kernel, Any] = {}
+
+    def __call__(self, kernel: Kernel, capability: Capability) -> str:
+        """PTX. Raises as `compile_ptx` does."""
+        if capability < (7, 5):
+            return compile_ptx(kernel, capability)
+        try:
+            if kernel not in self._libraries:
+                self._libraries[kernel] = _library_of(kernel, capability)
+            (ptx,) = self._libraries[kernel].get_asm_strs(cc=target(capability))
+        except (ImportError, AttributeError, TypeError, OSError, RuntimeError):
+            return compile_ptx(kernel, capability)  # this Numba has other names there, or it says what is wrong
+        return _with_entry(kernel, str(ptx))
+
+
+def _library_of(kernel: Kernel, capability: Capability) -> Any:
+    """What Numba hands to NVVM, by a function of its own that `cuda.compile_ptx` calls."""
+    from numba import types
+    from numba.cuda.compiler import _compile_pyfunc_with_fixup
+
+    options = {"debug": None, "lineinfo": False, "device": False, "fastmath": False, "opt": None, "abi": "numba"}
+    options |= {"abi_info": None, "forceinline": False, "launch_bounds": None, "lto": False}
+    library, _ = _compile_pyfunc_with_fixup(
+        kernel.function, _signature(kernel, types), cc=target(capability), **options
+    )
+    return library
 
 
 def assemble(ptx: str, entry: str, capability: Capability) -> Code:

@@ -14,6 +14,12 @@ def inlined(function):
     return cuda.jit(device=True, inline="always")(function)
 
 
+def access(function):
+    """As `inlined`, for what stands for an access to memory: the emulator reports it at the line that calls it."""
+    function.is_access = True
+    return inlined(function)
+
+
 def index_type(size: int):
     """The narrowest type that counts `size` elements and the threads beyond.
 

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 from kernels.compile import Code
 from kernels.launch import Kernel
 
-# Starts a loaded kernel: grid, CuPy stream, arguments.
-Start = Callable[[tuple[int, int, int], Any, Sequence[Any]], None]
+Start = Callable[[Any, Sequence[Any]], None]  # launches a kernel with a certain grid: CuPy stream, arguments
+Loaded = Callable[[tuple[int, int, int]], Start]  # a kernel on a device: makes, for a grid, what launches it
 
 
 class Driver(Protocol):
@@ -24,8 +24,8 @@ class Driver(Protocol):
 
     name: str
 
-    def load(self, kernel: Kernel, code: Code, device: int) -> Start:
-        """Put the code onto the current device, which is number `device`, and return what launches it."""
+    def load(self, kernel: Kernel, code: Code, device: int) -> Loaded:
+        """Put the code onto the current device, which is number `device`."""
 
 
 class CudaCore:
@@ -40,30 +40,31 @@ class CudaCore:
         self._from_cubin, self._stream = core.ObjectCode.from_cubin, core.Stream.from_handle
         self._streams: dict[int, Any] = {}  # cuda.core's, by handle
 
-    def load(self, kernel: Kernel, code: Code, device: int) -> Start:
+    def load(self, kernel: Kernel, code: Code, device: int) -> Loaded:
         """See Driver."""
         function = self._from_cubin(code.cubin).get_kernel(code.entry)
         if kernel.shared_bytes:
             self._allow_shared_memory(kernel, function, device)
         launch, configuration_of = self._launch, self._configuration
         stream_of, streams = self._stream, self._streams
-        configurations: dict[tuple[int, int, int], Any] = {}
 
-        def start(grid: tuple[int, int, int], stream: Any, arguments: Sequence[Any]) -> None:
-            configuration = configurations.get(grid)
-            if configuration is None:
-                configuration = configurations[grid] = configuration_of(
-                    grid=grid,
-                    block=kernel.block,
-                    shmem_size=kernel.shared_bytes,
-                    is_cooperative=kernel.cooperative,
-                )
-            handle = streams.get(stream.ptr)
-            if handle is None:
-                handle = streams[stream.ptr] = stream_of(stream.ptr)
-            launch(handle, configuration, function, *arguments)
+        def with_grid(grid: tuple[int, int, int]) -> Start:
+            configuration = configuration_of(
+                grid=grid,
+                block=kernel.block,
+                shmem_size=kernel.shared_bytes,
+                is_cooperative=kernel.cooperative,
+            )
 
-        return start
+            def start(stream: Any, arguments: Sequence[Any]) -> None:
+                handle = streams.get(stream.ptr)
+                if handle is None:
+                    handle = streams[stream.ptr] = stream_of(stream.ptr)
+                launch(handle, configuration, function, *arguments)
+
+            return start
+
+        return with_grid
 
     def _allow_shared_memory(self, kernel: Kernel, function: Any, device: int) -> None:
         """Without this the driver grants 48 KB a block."""
@@ -80,7 +81,7 @@ class CupyDriver:
         self.name = f"CuPy {cupy.__version__}"
         self._cupy = cupy
 
-    def load(self, kernel: Kernel, code: Code, device: int) -> Start:  # noqa: ARG002  # CuPy takes the current one
+    def load(self, kernel: Kernel, code: Code, device: int) -> Loaded:  # noqa: ARG002  # CuPy takes the current one
         """See Driver."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, f"{code.entry}.cubin")
@@ -94,10 +95,13 @@ class CupyDriver:
             except self._cupy.cuda.driver.CUDADriverError as error:
                 raise RuntimeError(_too_much_shared_memory(kernel, str(error))) from None
 
-        def start(grid: tuple[int, int, int], stream: Any, arguments: Sequence[Any]) -> None:
-            function(grid, kernel.block, tuple(arguments), shared_mem=kernel.shared_bytes, stream=stream)
+        def with_grid(grid: tuple[int, int, int]) -> Start:
+            def start(stream: Any, arguments: Sequence[Any]) -> None:
+                function(grid, kernel.block, tuple(arguments), shared_mem=kernel.shared_bytes, stream=stream)
 
-        return start
+            return start
+
+        return with_grid
 
 
 def _too_much_shared_memory(kernel: Kernel, reason: str) -> str:

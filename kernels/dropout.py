@@ -3,7 +3,8 @@
 The mask is a function of (seed, stream, call, index) alone (kernels/random.py), so it is never stored: backward is the
 same operation on dy.
 
-Shapes   x, y: equal shapes, any number of axes; on the device float32, C-contiguous, taken as (n,). y may be x.
+Shapes   x, y: equal shapes, any number of axes; on the device of one storage (kernels/storage.py), C-contiguous, taken
+         as (n,). y may be x.
 Traffic  reads x and writes y once. The call lies in device memory.
 Edges    Where dropped, a NaN or an infinity becomes 0; p = 1 gives zeros.
 Source   scaled in training ("inverted"): N. Srivastava et al., "Dropout", JMLR 15, 2014, section 10.
@@ -18,12 +19,10 @@ from numpy.typing import NDArray
 from kernels.choice import vectors
 from kernels.device import index_type, inlined
 from kernels.errors import require_shape, same_shape
-from kernels.intrinsics import load4, store4
 from kernels.launch import Array as DeviceArray
 from kernels.launch import (
     Cost,
     Float,
-    Floats,
     Int64,
     Launch,
     Runner,
@@ -34,10 +33,12 @@ from kernels.launch import (
     techniques,
 )
 from kernels.random import dropout_keep_reference, keep_threshold, philox4x32, seed_words
+from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage, common_storage
 
 Array = NDArray[Any]
 BLOCK = 256
-EXAMPLES = [(uint32,), (int64,)]
+EXAMPLES = [(uint32, FLOAT32), (int64, FLOAT32), (uint32, BFLOAT16), (int64, FLOAT16)]
+LANES = 4  # elements that share a block of random words
 
 _philox = inlined(philox4x32)
 
@@ -63,13 +64,15 @@ def kept(word, threshold, value, factor):
 
 
 @kernel(traffic="x, call -> y", registers=40, examples=EXAMPLES)
-def dropout_scalar(index: Any) -> Launch:
+def dropout_scalar(index: Any, storage: Storage) -> Launch:
     """One element a thread: it draws a block of four words and uses the one of its lane."""
+    stored: Any = storage.pointer
+    load, store, size = storage.load, storage.store, storage.bytes
 
     def dropout(
-        x: Floats,
+        x: stored,
         call: UInt32s,
-        y: Floats,
+        y: stored,
         n: Int64,
         threshold: UInt32,
         factor: Float,
@@ -79,12 +82,12 @@ def dropout_scalar(index: Any) -> Launch:
     ):
         i = index(cuda.blockIdx.x * BLOCK + cuda.threadIdx.x)
         if i < n:
-            block, lane = i // 4, uint32(i % 4)
+            block, lane = i // LANES, uint32(i % LANES)
             a, b, c, d = _philox(block & 0xFFFFFFFF, block >> 32, call[0], stream, seed_low, seed_high)
             lower, upper = (a if lane == 0 else b), (c if lane == 2 else d)
-            y[i] = kept(lower if lane < 2 else upper, threshold, x[i], factor)
+            store(y, i, kept(lower if lane < 2 else upper, threshold, load(x, i), factor))
 
-    return Launch(dropout, BLOCK, lambda n: blocks_for(n, BLOCK), lambda n: Cost(4 * n, 4 * n, n))
+    return Launch(dropout, BLOCK, lambda n: blocks_for(n, BLOCK), lambda n: Cost(size * n, size * n, n))
 
 
 @kernel(
@@ -93,13 +96,17 @@ def dropout_scalar(index: Any) -> Launch:
     instructions=("LDG.E.128", "STG.E.128"),
     examples=EXAMPLES,
 )
-def dropout_vector(index: Any) -> Launch:
-    """Four elements a thread: one block of words serves all of them, one load and one store of 16 bytes move them."""
+def dropout_vector(index: Any, storage: Storage) -> Launch:
+    """As many elements a thread as 16 bytes hold, in a load and a store: a block of words serves four of them."""
+    stored: Any = storage.pointer
+    load, store, size = storage.load, storage.store, storage.bytes
+    load_wide, store_wide, wide = storage.load_wide, storage.store_wide, storage.wide
+    blocks, tail = wide // LANES, wide - 1
 
     def dropout(
-        x: Floats,
+        x: stored,
         call: UInt32s,
-        y: Floats,
+        y: stored,
         n: Int64,
         threshold: UInt32,
         factor: Float,
@@ -107,23 +114,30 @@ def dropout_vector(index: Any) -> Launch:
         seed_low: UInt32,
         seed_high: UInt32,
     ):
-        block = index(cuda.blockIdx.x * BLOCK + cuda.threadIdx.x)
-        first = index(4 * block)
+        block = index(blocks * (cuda.blockIdx.x * BLOCK + cuda.threadIdx.x))
+        first = index(LANES * block)
         if first < n:
-            a, b, c, d = _philox(block & 0xFFFFFFFF, block >> 32, call[0], stream, seed_low, seed_high)
-            if first + 3 < n:
-                x0, x1, x2, x3 = load4(x, first)
-                y0, y1 = kept(a, threshold, x0, factor), kept(b, threshold, x1, factor)
-                y2, y3 = kept(c, threshold, x2, factor), kept(d, threshold, x3, factor)
-                store4(y, first, y0, y1, y2, y3)
-            else:  # the tail, at most three elements
-                y[first] = kept(a, threshold, x[first], factor)
-                if first + 1 < n:
-                    y[first + 1] = kept(b, threshold, x[first + 1], factor)
-                if first + 2 < n:
-                    y[first + 2] = kept(c, threshold, x[first + 2], factor)
+            drawn = call[0]
+            words = cuda.local.array(wide, uint32)
+            for k in range(blocks):
+                number = block + k
+                a, b, c, d = _philox(number & 0xFFFFFFFF, number >> 32, drawn, stream, seed_low, seed_high)
+                words[LANES * k] = a
+                words[LANES * k + 1] = b
+                words[LANES * k + 2] = c
+                words[LANES * k + 3] = d
+            if first + tail < n:
+                values = cuda.local.array(wide, float32)
+                load_wide(x, first, values)
+                for k in range(wide):
+                    values[k] = kept(words[k], threshold, values[k], factor)
+                store_wide(y, first, values)
+            else:
+                for k in range(tail):  # at most so many elements
+                    if first + k < n:
+                        store(y, first + k, kept(words[k], threshold, load(x, first + k), factor))
 
-    return Launch(dropout, BLOCK, lambda n: blocks_for(n, 4 * BLOCK), lambda n: Cost(4 * n, 4 * n, n))
+    return Launch(dropout, BLOCK, lambda n: blocks_for(n, wide * BLOCK), lambda n: Cost(size * n, size * n, n))
 
 
 @techniques("scalar", "vector")
@@ -152,12 +166,14 @@ def dropout(
 
     Raises:
         ShapeError: x and y have different shapes, or call is not ().
+        TypeError: x and y are stored differently.
         TechniqueError: "vector" is asked for, and cannot take the arrays.
         ValueError: p is not in [0, 1].
     """
     same_shape("dropout", x=x, y=y)
     require_shape("dropout", "call", call, ())
     threshold, factor = keep_threshold(p), 0.0 if p == 1 else 1 / (1 - p)
-    factory = dropout_vector if vectors(run, "dropout", technique, {}, x=x, y=y) else dropout_scalar
+    storage = common_storage("dropout", x=x, y=y)
+    factory = dropout_vector if vectors(run, "dropout", technique, {}, storage.wide, x=x, y=y) else dropout_scalar
     numbers = threshold, factor, stream, *seed_words(seed)
-    run(factory(index_type(x.size)), x, call, y, x.size, *numbers)
+    run(factory(index_type(x.size), storage), x, call, y, x.size, *numbers)

@@ -201,7 +201,7 @@ def global_norm(run: Runner, arrays: Sequence[DeviceArray], norm: DeviceArray, *
     partial = run.empty((0,))
     if sum(sizes):
         chunks = chunks_of(run, sizes)
-        blocks = chunks.size // 3
+        blocks = chunks.shape[1]
         partial = run.empty((3 * blocks,))
         factory = sum_squares_vector if vector else sum_squares_scalar
         table = run.addresses(list(arrays))

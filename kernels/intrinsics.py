@@ -2,7 +2,8 @@
 
 Pointer arguments are flat pointers (`kernels.launch.Floats` and the like) or arrays in shared memory
 (`cuda.shared.array`), whose elements are 4 bytes wide; an index counts elements, over all axes of an array. Where 16
-bytes are moved at once, they start at a multiple of 16 bytes, where 8 are, at a multiple of 8.
+bytes are moved at once, they start at a multiple of 16 bytes, where 8 are, at a multiple of 8. The asynchronous copies
+also read elements of 2 bytes (kernels/packed.py has more for those); what they move is still counted in bytes.
 
 Source  NVIDIA, "PTX ISA" 9.0; the sections are named at each function.
 """
@@ -24,6 +25,7 @@ TWINS: dict[Any, Any] = {}  # of an intrinsic what the emulator does instead; ke
 
 _VOID, _I32, _I64 = ir.VoidType(), ir.IntType(32), ir.IntType(64)
 _GLOBAL, _SHARED = 1, 3  # address spaces
+_NARROW = types.uint16, types.float16
 
 
 def _element(kind):
@@ -186,11 +188,16 @@ def shared_address(typingctx, array, i):
     return types.uint32(array, types.int64), codegen
 
 
+def _is_copied(kind):
+    """Whether cp.async reads from what is of this type: a pointer to elements of 4 or 2 bytes."""
+    return isinstance(kind, types.CPointer) and (_element(kind) is not None or kind.dtype in _NARROW)
+
+
 def _copy(width, mode):
     def typing(typingctx, destination, x, i, size=None):
         sizes = [] if size is None else [types.uint32]
         integers = (destination, i) if size is None else (destination, i, size)
-        if _element(x) is None or isinstance(x, types.Array) or not is_integer(*integers):
+        if not _is_copied(x) or not is_integer(*integers):
             return None
 
         def codegen(context, builder, signature, args):
@@ -223,7 +230,7 @@ def cp_async_16_zero_fill(typingctx, destination, x, i, size):
 
 @intrinsic
 def cp_async_4(typingctx, destination, x, i):
-    """Start to copy one element of 4 bytes, as cp_async_16 does sixteen: cp.async.ca (Data Movement: cp.async)."""
+    """Start to copy 4 bytes, one element or two, as cp_async_16 does 16: cp.async.ca (Data Movement: cp.async)."""
     return _copy(4, "ca")(typingctx, destination, x, i)
 
 

@@ -32,9 +32,10 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import numpy as np
 
 import kernels
+from kernels.arrays import check_array
 from kernels.chip import Chip
 
-Array = Any  # numpy.ndarray in the emulator, cupy.ndarray on a GPU
+Array = Any  # as in kernels/arrays.py
 Grid = int | tuple[int, ...]
 
 
@@ -97,6 +98,7 @@ class Promises:
     registers: int  # the most that a thread may use
     deterministic: bool  # the same inputs give the same bits
     examples: tuple[tuple[Any, ...], ...]  # arguments of specialisations that stand for all
+    architectures: tuple[str, ...] = ()  # that have its instructions; none are named where every one does
 
 
 class Kernel:
@@ -195,6 +197,7 @@ def kernel(
     instructions: Sequence[str] = (),
     registers: int = 64,
     deterministic: bool = True,
+    architectures: Sequence[str] = (),
 ) -> Callable[[Callable[..., Launch]], Factory]:
     """Make of a function that returns a `Launch` a factory of kernels.
 
@@ -206,11 +209,13 @@ def kernel(
         instructions: What the machine code must contain, by prefix, such as "LDG.E.128".
         registers: The most that a thread may use.
         deterministic: Whether the same inputs give the same bits.
+        architectures: "sm_90" and the like where only these have its instructions.
     """
     reads, writes = (tuple(_names(side)) for side in traffic.split("->"))
     promises = Promises(
-        reads, writes, tuple(_names(partial)), tuple(instructions), registers, deterministic, tuple(examples)
-    )
+        reads, writes, tuple(_names(partial)), tuple(instructions), registers, deterministic, tuple(examples),
+        tuple(architectures),
+    )  # fmt: skip
 
     def decorate(make: Callable[..., Launch]) -> Factory:
         factory = Factory(make, promises)
@@ -301,37 +306,6 @@ def techniques(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
 def blocks_for(n: int, per_block: int) -> int:
     """Blocks that cover n elements."""
     return -(-n // per_block)
-
-
-def wide(*arrays: Array) -> bool:
-    """Whether all of them start at a multiple of 16 bytes, as loads of four floats must."""
-    return all(address(array) % 16 == 0 for array in arrays)
-
-
-def check_array(value: Any, dtype: Any, array_type: Any, what: str) -> None:
-    """Raise, as `Kernel.check` does, unless `value` is a C-contiguous `array_type` of this dtype; `what` names it."""
-    if not isinstance(value, array_type):
-        kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        wanted = f"{array_type.__module__}.{array_type.__qualname__}"
-        raise TypeError(f"{what} is a {kind}, expected a {wanted} on this device")
-    if value.dtype != dtype:
-        raise TypeError(f"{what} has dtype {value.dtype}, expected {np.dtype(dtype)}")
-    if not value.flags.c_contiguous:
-        raise ValueError(
-            f"{what} of shape {value.shape} is not C-contiguous (its strides are {value.strides} bytes); copy it first"
-        )
-
-
-def addresses_of(arrays: Sequence[Array], dtype: Any, array_type: Any) -> list[int]:
-    """Where each array starts. Raises as `check_array` does."""
-    for i, array in enumerate(arrays):
-        check_array(array, dtype, array_type, f"array {i} of a table of addresses")
-    return [address(array) for array in arrays]
-
-
-def address(array: Array) -> int:
-    """Where an array starts in the memory of its device."""
-    return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
 
 
 def _names(text: str) -> list[str]:

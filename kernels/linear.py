@@ -6,13 +6,15 @@
 
 Shapes   x, dx (n, c_in); w, dw (c_out, c_in), PyTorch's layout; bias (c_out,) or None; y, dy (n, c_out).
 Work     2 * n * c_in * c_out floating-point operations each.
-Traffic  each reads its two factors and writes its result once, by the definition (kernels/matmul.py).
+Traffic  each reads its two factors and writes its result once, by the definition (kernels/matmul/tiled.py).
 Edges    NaN and infinity follow the sums: a row of x with a NaN makes its row of y NaN. No rows: y and dx are empty,
          dw = 0.
 
-All three are one kernel, the matrix product of kernels/matmul.py with one factor transposed or none. It takes all sizes
-at run time, so every linear layer of a network runs the same few specialisations. With precision "tf32", or technique
-"tensor_core", it is computed on tensor cores (kernels/matmul_tensor_core.py), if the factors' lines are multiples of 4.
+All three are one kernel, the matrix product of kernels/matmul/tiled.py with one factor transposed or none. It takes all
+sizes at run time, so every linear layer of a network runs the same few specialisations. With precision "tf32", or
+technique "tensor_core", it is computed on tensor cores (kernels/matmul/tensor_core.py), if the factors' lines are
+multiples of 4. Layers of at most 16 outputs have kernels of their own, exact in any precision: technique "skinny"
+(kernels/matmul/skinny.py), if c_in is a multiple of 4. Those move x once, which takes tensor cores no less time.
 """
 
 from typing import Any
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from kernels.errors import ShapeError
 from kernels.launch import Array as DeviceArray
 from kernels.launch import Runner, techniques
-from kernels.matmul import product
+from kernels.matmul import product, skinny
 
 Array = NDArray[Any]
 
@@ -47,7 +49,7 @@ def linear_backward_weight_reference(x: Array, dy: Array) -> Array:
     return dy.T @ x
 
 
-@techniques("plain", "tiled", "tensor_core")
+@techniques("plain", "tiled", "skinny", "tensor_core")
 def linear_forward(
     run: Runner,
     x: DeviceArray,
@@ -62,10 +64,11 @@ def linear_forward(
     _check("linear_forward", x=x, w=w, y=y)
     if bias is not None and tuple(bias.shape) != (w.shape[0],):
         raise ShapeError(f"linear_forward: bias has shape {tuple(bias.shape)}, expected {(w.shape[0],)}")
-    product(run, x, w, bias, y, False, True, technique, precision, "linear_forward", ("x", "w", "y"))
+    few = skinny.option(w.shape[0], w.shape[1], x=x, w=w), lambda: skinny.forward(run, x, w, bias, y)
+    product(run, x, w, bias, y, False, True, technique, precision, "linear_forward", ("x", "w", "y"), few)
 
 
-@techniques("plain", "tiled", "tensor_core")
+@techniques("plain", "tiled", "skinny", "tensor_core")
 def linear_backward_input(
     run: Runner,
     dy: DeviceArray,
@@ -77,10 +80,11 @@ def linear_backward_input(
 ) -> None:
     """Launch on `run`. Raises ShapeError unless the shapes are those above; TechniqueError."""
     _check("linear_backward_input", dx=dx, w=w, dy=dy)
-    product(run, dy, w, None, dx, False, False, technique, precision, "linear_backward_input", ("dy", "w", "dx"))
+    few = skinny.option(w.shape[0], w.shape[1], w=w, dx=dx), lambda: skinny.backward_input(run, dy, w, dx)
+    product(run, dy, w, None, dx, False, False, technique, precision, "linear_backward_input", ("dy", "w", "dx"), few)
 
 
-@techniques("plain", "tiled", "tensor_core")
+@techniques("plain", "tiled", "skinny", "tensor_core")
 def linear_backward_weight(
     run: Runner,
     x: DeviceArray,
@@ -92,7 +96,8 @@ def linear_backward_weight(
 ) -> None:
     """Launch on `run`. Raises ShapeError unless the shapes are those above; TechniqueError."""
     _check("linear_backward_weight", x=x, dw=dw, dy=dy)
-    product(run, dy, x, None, dw, True, False, technique, precision, "linear_backward_weight", ("dy", "x", "dw"))
+    few = skinny.option(dw.shape[0], dw.shape[1], x=x, dw=dw), lambda: skinny.backward_weight(run, x, dy, dw)
+    product(run, dy, x, None, dw, True, False, technique, precision, "linear_backward_weight", ("dy", "x", "dw"), few)
 
 
 def _check(operation: str, **arrays: DeviceArray) -> None:

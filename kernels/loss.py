@@ -30,6 +30,7 @@ import numpy as np
 from numba import cuda, float32, int64, uint32
 from numpy.typing import NDArray
 
+from kernels import loss_fused
 from kernels.choice import choose
 from kernels.device import WARP, index_type, inlined
 from kernels.errors import ShapeError, require_shape, same_shape
@@ -261,7 +262,7 @@ def cross_entropy_sum(mean: bool) -> Launch:
     return Launch(cross_entropy_sum, BLOCK, lambda: 1, lambda n: Cost(4 * n + (4 if mean else 0), 4, n))
 
 
-@techniques("thread", "warp")
+@techniques("thread", "warp", "fused")
 def cross_entropy(
     run: Runner,
     logits: DeviceArray,
@@ -276,7 +277,7 @@ def cross_entropy(
     check: bool = True,
     technique: str | None = None,
 ) -> None:
-    """Launch on `run`.
+    """Launch on `run`: once for a small batch ("fused", loss_fused.py), else three times.
 
     With `check` the host waits for the device's look at the targets, and nothing is written if one is no class. A CUDA
     graph cannot wait; without `check`, such a target makes the loss NaN.
@@ -298,17 +299,25 @@ def cross_entropy(
     if weight is not None:
         require_shape("cross_entropy", "weight", weight, (classes,))
 
-    options = ("warp", True, "32 threads for each row"), ("thread", True, "")
+    fused = loss_fused.option(n, classes, reduction != "none", getattr(run, "chip", None))
+    options = fused, ("warp", True, "32 threads for each row"), ("thread", True, "")
     technique = choose(run, "cross_entropy", technique, options, logits=logits)
+    off = label_smoothing / classes
+    on = 1 - label_smoothing + off
+    if technique == loss_fused.NAME:
+        numbers = on, off, ignore_index, check
+        first = loss_fused.launch(run, logits, targets, weight, loss, dlogits, numbers, reduction)
+        if check and (row := int(first[0])) < n:
+            raise no_class(int(targets[row]), row, classes, ignore_index)
+        return
     mean, lanes, weighted = reduction == "mean", 1 if technique == "thread" else WARP, weight is not None
     weight = run.empty((0,)) if weight is None else weight
     first, divisor = run.empty((1,), np.int64), run.empty((1,))
     run(cross_entropy_targets(classes, weighted), targets, weight, first, divisor, ignore_index, n)
     if check and (row := int(first[0])) < n:
         raise no_class(int(targets[row]), row, classes, ignore_index)
-    off = label_smoothing / classes
     losses = loss if reduction == "none" else run.empty((n,))
     rows = cross_entropy_rows(index_type(logits.size), classes, lanes, mean, weighted)
-    run(rows, logits, targets, weight, divisor, losses, dlogits, 1 - label_smoothing + off, off, ignore_index, n)
+    run(rows, logits, targets, weight, divisor, losses, dlogits, on, off, ignore_index, n)
     if reduction != "none":
         run(cross_entropy_sum(mean), losses, divisor, loss, n)

@@ -9,7 +9,7 @@ with u0 to u3 the uniform numbers of kernels/random.py, of the streams `stream` 
 (seed, stream, call, index) alone and never stored: backward draws the s of forward again from the same numbers.
 
 Shapes   x, y, dy, dx: (..., c), equal shapes; on the device float32, C-contiguous. y may be x, dx may be dy.
-Traffic  reads x and writes y once; and two numbers a channel, drawn by a launch of their own.
+Traffic  reads x and writes y once; the scalar technique two numbers a channel too, drawn by a launch of their own.
 Edges    NaN and infinity stay in their element.
 Source   "noisy" batch normalization: S. Santurkar, D. Tsipras, A. Ilyas, A. Madry, "How does batch normalization help
          optimization?", 2018, arXiv:1805.11604, section 2.2 and appendix A. Here the jitter of s is uniform too, which
@@ -23,6 +23,7 @@ import numpy as np
 from numba import cuda, float32, int64, uint32
 from numpy.typing import NDArray
 
+from kernels.batchnorm.split import BLOCK, Split
 from kernels.choice import vectors
 from kernels.device import index_type, inlined
 from kernels.errors import ShapeError, require_shape, same_shape
@@ -44,7 +45,8 @@ from kernels.launch import (
 from kernels.random import philox4x32, seed_words, uniform_reference
 
 Array = NDArray[Any]
-BLOCK = 256
+BLOCKS = 1056  # of the vector technique: eight on each multiprocessor of a large GPU
+ROWS = 16  # of a thread, at most
 WIDE = "LDG.E.128", "STG.E.128"
 UNIT = 2.0**-24  # of uniform numbers
 
@@ -167,35 +169,53 @@ def noise_scalar(channels: int, forward: bool, index: Any) -> Launch:
 
 
 @kernel(
-    traffic="x, call, factors, terms -> y",
-    registers=40,
+    traffic="x, call -> y",
+    registers=48,
     instructions=WIDE,
-    examples=[(4, True, uint32), (64, False, uint32), (64, True, int64)],
+    examples=[(4, True, uint32), (64, False, uint32), (1028, True, uint32), (64, True, int64)],
 )
 def noise_vector(channels: int, forward: bool, index: Any) -> Launch:
-    """Four elements a thread: a block of words serves all of them, 16 bytes move them. Channels by fours."""
+    """Four channels of `span // depth` rows a thread: a block of words serves all four. Channels by fours.
+
+    What its channels draw a thread draws itself, once for all of its rows: so nothing else is read or launched.
+    """
+    parts = Split(channels, 4)
+    lanes, depth, quads = parts.lanes, parts.depth, channels // 4
 
     def noise(
-        x: Floats, call: UInt32s, factors: Floats, terms: Floats, y: Floats, n: Int64, jitter: Float,
+        x: Floats, call: UInt32s, y: Floats, rows: Int64, span: Int64, jitter: Float, spread: Float, offset: Float,
         stream: UInt32, seed_low: UInt32, seed_high: UInt32,
     ):  # fmt: skip
-        block = index(cuda.blockIdx.x * BLOCK + cuda.threadIdx.x)
-        first = index(4 * block)
-        if first < n:
-            low, high, channel = block & 0xFFFFFFFF, block >> 32, uint32(first % channels)
-            a, b, c, d = _philox(low, high, call[0], uint32(stream + 2), seed_low, seed_high)
-            x0, x1, x2, x3 = load4(x, first)
-            s0, s1, s2, s3 = load4(factors, channel)
-            y0, y1 = (s0 + jitter * centred(a)) * x0, (s1 + jitter * centred(b)) * x1
-            y2, y3 = (s2 + jitter * centred(c)) * x2, (s3 + jitter * centred(d)) * x3
+        thread = uint32(cuda.threadIdx.x)
+        quad, step = uint32(cuda.blockIdx.y * lanes + thread % lanes), uint32(thread // lanes)
+        if quad < quads and step < depth:
+            number = call[0]
+            a, b, c, d = _philox(quad, 0, number, stream, seed_low, seed_high)
+            sigma0, sigma1 = float32(1) + spread * uniform(a), float32(1) + spread * uniform(b)
+            sigma2, sigma3 = float32(1) + spread * uniform(c), float32(1) + spread * uniform(d)
+            mu0 = mu1 = mu2 = mu3 = float32(0)
             if forward:
-                a, b, c, d = _philox(low, high, call[0], uint32(stream + 3), seed_low, seed_high)
-                m0, m1, m2, m3 = load4(terms, channel)
-                y0, y1 = y0 + (m0 + jitter * centred(a)), y1 + (m1 + jitter * centred(b))
-                y2, y3 = y2 + (m2 + jitter * centred(c)), y3 + (m3 + jitter * centred(d))
-            store4(y, first, y0, y1, y2, y3)
+                a, b, c, d = _philox(quad, 0, number, uint32(stream + 1), seed_low, seed_high)
+                mu0, mu1, mu2, mu3 = offset * centred(a), offset * centred(b), offset * centred(c), offset * centred(d)
+            for row in range(cuda.blockIdx.x * span + step, min((cuda.blockIdx.x + 1) * span, rows), depth):
+                block = row * quads + int64(quad)
+                low, high, first = block & 0xFFFFFFFF, block >> 32, index(4 * block)
+                x0, x1, x2, x3 = load4(x, first)
+                a, b, c, d = _philox(low, high, number, uint32(stream + 2), seed_low, seed_high)
+                y0, y1 = (sigma0 + jitter * centred(a)) * x0, (sigma1 + jitter * centred(b)) * x1
+                y2, y3 = (sigma2 + jitter * centred(c)) * x2, (sigma3 + jitter * centred(d)) * x3
+                if forward:
+                    a, b, c, d = _philox(low, high, number, uint32(stream + 3), seed_low, seed_high)
+                    y0, y1 = y0 + (mu0 + jitter * centred(a)), y1 + (mu1 + jitter * centred(b))
+                    y2, y3 = y2 + (mu2 + jitter * centred(c)), y3 + (mu3 + jitter * centred(d))
+                store4(y, first, y0, y1, y2, y3)
 
-    return Launch(noise, BLOCK, lambda n: blocks_for(n, 4 * BLOCK), lambda n: _cost(n, channels, forward))
+    return Launch(
+        noise,
+        BLOCK,
+        grid=lambda rows, span: (blocks_for(rows, span), parts.across),
+        cost=lambda rows: Cost(4 * rows * channels + 4, 4 * rows * channels, (8 if forward else 4) * rows * channels),
+    )
 
 
 def _cost(n: int, channels: int, forward: bool) -> Cost:
@@ -216,7 +236,7 @@ def noise_forward(
     *,
     technique: str | None = None,
 ) -> None:
-    """Two launches on `run`: what the channels draw, then the elements.
+    """Launch on `run`; by the scalar technique twice: what the channels draw, then the elements.
 
     The vector technique takes arrays that start at multiples of 16 bytes, with channels in multiples of 4.
 
@@ -280,7 +300,12 @@ def _noise(
     channels = int(x.shape[-1])
     moved: dict[str, DeviceArray] = {"x": x, "y": y} if forward else {"dy": x, "dx": y}
     vector = vectors(run, operation, technique, {"channels": channels}, **moved)
+    if vector:
+        rows = x.size // channels
+        span = Split(channels, 4).span(rows, BLOCKS, ROWS)
+        given = rows, span, jitter, scale - 1, offset
+        run(noise_vector(channels, forward, index_type(x.size)), x, call, y, *given, *numbers)
+        return
     factors, terms = run.empty((channels,)), run.empty((channels,))
     run(noise_of_channels(), call, factors, terms, channels, scale - 1, offset, *numbers)
-    factory = noise_vector if vector else noise_scalar
-    run(factory(channels, forward, index_type(x.size)), x, call, factors, terms, y, x.size, jitter, *numbers)
+    run(noise_scalar(channels, forward, index_type(x.size)), x, call, factors, terms, y, x.size, jitter, *numbers)

@@ -1,4 +1,4 @@
-"""Optimizers: one step of SGD, Adam or AdamW for one tensor, by PyTorch's rules.
+"""Optimizers: one step of SGD, Adam or AdamW for many tensors, by PyTorch's rules.
 
 SGD, with gradient g, weight decay d, momentum m and learning rate lr (velocity v starts at 0):
 
@@ -14,7 +14,8 @@ Adam at step t = 1, 2, ... (moments m1, m2 start at 0), where AdamW decays the v
     value = value - lr / (1 - beta1^t) * m1 / (sqrt(m2 / (1 - beta2^t)) + eps)
 
 Shapes   value, grad, velocity, first_moment, second_moment: equal shapes, any number of axes. The host functions take
-         lists of such arrays, float32 and C-contiguous; their kernels are in kernels/updates.py.
+         lists of such arrays, float32 and C-contiguous; their kernels are in kernels/updates.py. numbers: (k, 3) or
+         (k, 9), a row for each parameter group or other share of the tensors; rows[i] is that of tensor i.
 Edges    A NaN or an infinity of the gradient stays in its own element.
 Sources  I. Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013, in the
          form of torch.optim.SGD, which multiplies the velocity, not the gradient, by lr; D. Kingma, J. Ba, "Adam",
@@ -29,11 +30,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.choice import vectors
-from kernels.errors import require_shape
 from kernels.launch import Array as DeviceArray
 from kernels.launch import Runner, techniques
 from kernels.optimizer_numbers import adam_numbers
-from kernels.updates import ADAM_NUMBERS, SGD_NUMBERS, require_lists, update_tensors
+from kernels.updates import ADAM_NUMBERS, SGD_NUMBERS, require_lists, require_rows, update_tensors
 
 Array = NDArray[Any]
 
@@ -95,25 +95,27 @@ def sgd(
     grads: Sequence[DeviceArray],
     velocities: Sequence[DeviceArray],
     numbers: DeviceArray,
+    rows: Sequence[int],
     nesterov: bool,
     *,
     technique: str | None = None,
 ) -> None:
-    """Launch on `run`; `velocities` is empty when momentum is 0.
+    """Launch on `run`, once for all tensors; `velocities` is empty when momentum is 0.
 
-    `numbers` (3,) float32, those of `sgd_numbers`, lie in device memory: a captured step sees what was written there
-    last. The vector technique takes arrays that start at multiples of 16 bytes.
+    `numbers` (k, 3) float32, each row those of `sgd_numbers`, lie in device memory: a captured step sees what was
+    written there last. Tensor i goes by row `rows[i]`. The vector technique takes arrays that start at multiples of 16
+    bytes.
 
     Raises:
-        ShapeError: The lists do not fit each other, or `numbers` is not (3,).
+        ShapeError: The lists do not fit each other, `numbers` is not (k, 3), or `rows` names none of its rows.
         TechniqueError: "vector" is asked for, and cannot take the arrays.
     """
     lists = {"values": values, "grads": grads} | ({"velocities": velocities} if len(velocities) else {})
     rule = "sgd" if not len(velocities) else "nesterov" if nesterov else "momentum"
     require_lists("sgd", lists)
-    require_shape("sgd", "numbers", numbers, (SGD_NUMBERS,))
+    require_rows("sgd", numbers, SGD_NUMBERS, rows, len(values))
     vector = vectors(run, "sgd", technique, {}, **lists)
-    update_tensors(run, list(lists.values()), rule, numbers, vector)
+    update_tensors(run, list(lists.values()), rule, numbers, vector, rows)
 
 
 @techniques("scalar", "vector")
@@ -124,16 +126,18 @@ def adam(
     first_moments: Sequence[DeviceArray],
     second_moments: Sequence[DeviceArray],
     numbers: DeviceArray,
+    rows: Sequence[int],
     *,
     technique: str | None = None,
 ) -> None:
-    """Launch on `run`; `numbers` (9,) float32, those of `adam_numbers`, lie in device memory, as for `sgd`.
+    """Launch on `run`; `numbers` (k, 9) float32, each row those of `adam_numbers`, and `rows` are as for `sgd`.
 
     Raises:
-        ShapeError: The lists do not fit each other, or `numbers` is not (9,).
+        ShapeError: As for `sgd`.
+        TechniqueError: As for `sgd`.
     """
     lists = {"values": values, "grads": grads, "first_moments": first_moments, "second_moments": second_moments}
     require_lists("adam", lists)
-    require_shape("adam", "numbers", numbers, (ADAM_NUMBERS,))
+    require_rows("adam", numbers, ADAM_NUMBERS, rows, len(values))
     vector = vectors(run, "adam", technique, {}, **lists)
-    update_tensors(run, list(lists.values()), "adam", numbers, vector)
+    update_tensors(run, list(lists.values()), "adam", numbers, vector, rows)

@@ -1,24 +1,35 @@
 """A kernel made ready to be launched many times: what follows from its numbers alone is worked out once.
 
-A training step launches the same kernels with the same numbers over and over, so the grid and the numbers in the types
-that a driver takes are kept. What is left for each launch is one pass over the arrays.
+A training step launches the same kernels with the same numbers over and over, so for each set of numbers the grid, the
+numbers in the types that a driver takes, and what starts the kernel with that grid are kept. Nothing of an array is:
+what is left for each launch is one pass over them (kernels/run_gpu.py).
 """
 
 import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from kernels.driver import Start
+from kernels.driver import Loaded, Start
 from kernels.launch import Kernel
 
 KEPT = 256  # sets of numbers of a kernel
 
 
-class _Known(NamedTuple):
-    """What follows from a launch's whole numbers."""
+class Ready:
+    """What follows from a launch's numbers.
 
-    grid: tuple[int, int, int]
-    arguments: tuple[Any, ...]  # with holes, where arrays and other numbers belong
+    Attributes:
+        grid: Blocks; with a 0 among them there is nothing to launch.
+        arguments: As a driver takes them, with holes where arrays belong.
+        start: Launches with that grid; None until the kernel is loaded, and of an empty grid.
+    """
+
+    __slots__ = ("arguments", "grid", "start")
+
+    def __init__(self, grid: tuple[int, int, int], arguments: list[Any]) -> None:
+        self.grid = grid
+        self.arguments = arguments
+        self.start: Start | None = None
 
 
 def _nothing(values: Sequence[Any]) -> None:
@@ -29,46 +40,46 @@ class Prepared:
     """See the module.
 
     Attributes:
-        start: Launches the kernel; None until it is loaded.
+        kernel: Which.
+        count: How many arguments it takes.
         pointers: Place and dtype of each parameter that is an array.
+        key: The numbers among a launch's arguments.
+        known: What follows from them, by `key`; `work_out` fills it.
+        load: Makes, for a grid, what launches the kernel; None until it is loaded.
     """
 
-    __slots__ = ("_by_numbers", "_floats", "_integers", "_key", "kernel", "pointers", "start")
+    __slots__ = ("_numbers", "count", "kernel", "key", "known", "load", "pointers")
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
-        self.start: Start | None = None
+        self.load: Loaded | None = None
         kinds = list(enumerate(kernel.parameters.values()))
+        self.count = len(kinds)
         self.pointers = [(i, kind.dtype) for i, kind in kinds if kind.is_pointer]
-        self._integers = [i for i, kind in kinds if not kind.is_pointer and kind.dtype.kind != "f"]
-        self._floats = [(i, kind.dtype.type) for i, kind in kinds if not kind.is_pointer and kind.dtype.kind == "f"]
-        self._key = operator.itemgetter(*self._integers) if self._integers else _nothing
-        self._by_numbers: dict[Any, _Known] = {}
+        self._numbers = [(i, kind) for i, kind in kinds if not kind.is_pointer]
+        self.key = operator.itemgetter(*(i for i, _ in self._numbers)) if self._numbers else _nothing
+        self.known: dict[Any, Ready] = {}
 
-    def numbers(self, values: Sequence[Any]) -> tuple[tuple[int, int, int], list[Any]]:
-        """The grid, and the arguments as a driver takes them but for the arrays.
+    def work_out(self, values: Sequence[Any]) -> Ready:
+        """What follows from the numbers among a launch's arguments, which are as many as the kernel takes.
 
         Raises:
             TypeError, OverflowError: A number does not fit its parameter.
             ValueError: No GPU runs so many blocks.
         """
-        key = self._key(values)
-        known = self._by_numbers.get(key)
-        if known is None:
-            known = self._work_out(values)
-            if len(self._by_numbers) >= KEPT:
-                self._by_numbers.clear()
-            if all(type(values[i]) is int for i in self._integers):  # 1.0 and 1 are one key
-                self._by_numbers[key] = known
-        grid, ready = known
-        arguments = list(ready)
-        for i, kind in self._floats:
-            arguments[i] = kind(values[i])
-        return grid, arguments
-
-    def _work_out(self, values: Sequence[Any]) -> _Known:
         arguments: list[Any] = [None] * len(values)
-        kinds = list(self.kernel.parameters.values())
-        for i in self._integers:
-            arguments[i] = kinds[i].number(values[i])
-        return _Known(self.kernel.grid(values), tuple(arguments))
+        for i, kind in self._numbers:
+            arguments[i] = kind.number(values[i])
+        ready = Ready(self.kernel.grid(values), arguments)
+        if all(_is_plain(values[i], kind.dtype.kind) for i, kind in self._numbers):
+            if len(self.known) >= KEPT:
+                self.known.clear()
+            self.known[self.key(values)] = ready
+        return ready
+
+
+def _is_plain(value: Any, kind: str) -> bool:
+    """Whether all that is equal to this number is the same argument: 0.0 is not, since -0.0 is equal to it."""
+    if kind == "f":
+        return type(value) in (float, int) and value != 0
+    return type(value) is int

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from kernels.arrays import addresses_of
 from kernels.chip import Chip
 from kernels.choice import Chosen
-from kernels.launch import Kernel, addresses_of
+from kernels.launch import Kernel
 
 
 class DryRunner:

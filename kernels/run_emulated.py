@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kernels.arrays import addresses_of
 from kernels.chip import Chip
 from kernels.choice import Listener
 from kernels.emulator import Report, emulate
-from kernels.launch import Kernel, addresses_of
+from kernels.launch import Kernel
 
 
 class _Capture(threading.local):

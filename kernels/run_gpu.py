@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from kernels.arrays import addresses_of
 from kernels.chip import Chip
 from kernels.choice import Listener
 from kernels.compile_cache import CompileCache, default_folder
-from kernels.driver import CudaCore, CupyDriver, Driver, Start
+from kernels.driver import CudaCore, CupyDriver, Driver, Loaded, Start
 from kernels.errors import OutOfMemoryError
-from kernels.launch import Array, Cost, Factory, Float, Floats, Int32, Int64, Kernel, Launch, Promises, addresses_of
-from kernels.prepared import Prepared
+from kernels.launch import Array, Cost, Factory, Float, Floats, Int32, Int64, Kernel, Launch, Promises
+from kernels.prepared import Prepared, Ready
 
 TABLES = 256  # of addresses that are kept
 
@@ -84,6 +85,8 @@ class GpuRunner:
         self.capability = int(capability[:-1]), int(capability[-1])
         self.on_choice: Listener | None = None
         self._ndarray = cupy.ndarray
+        # CuPy makes an object for `flags`, which takes a third of a microsecond; the attribute behind it is private.
+        self._quick = cupy.ndarray if hasattr(cupy.ndarray, "_c_contiguous") else None
         self._forks = _forks.count
         self._prepared: dict[Kernel, Prepared] = {}
         self._current_stream, self._current_device = cupy.cuda.get_current_stream, cupy.cuda.runtime.getDevice
@@ -94,24 +97,43 @@ class GpuRunner:
             self.driver = self._choose(drivers or (CudaCore, lambda: CupyDriver(cupy)))
 
     def __call__(self, kernel: Kernel, *values: Any) -> None:
-        """Launch `kernel`. Raises as `Kernel.check` does, and ValueError for an array on another GPU."""
+        """Launch `kernel`. Raises as `Kernel.check` does, and ValueError for an array on another GPU.
+
+        All in one place: that a step of hundreds of launches is not held up by the host, each call counts here.
+        """
         prepared = self._prepared.get(kernel)
         if prepared is None:
             prepared = self._prepared[kernel] = Prepared(kernel)
-        grid, arguments = self._arguments(prepared, values)
-        if 0 in grid:
-            return
-        self._check_here()
-        start = prepared.start
+        if len(values) != prepared.count:
+            kernel.check(values, self._ndarray)
+        try:
+            ready = prepared.known[prepared.key(values)]
+        except (KeyError, TypeError):  # new numbers, or one that has no hash
+            ready = prepared.work_out(values)
+        quick, device = self._quick, self.device
+        arguments = ready.arguments.copy()
+        for i, dtype in prepared.pointers:
+            value = values[i]
+            if type(value) is quick and value.dtype is dtype and value._c_contiguous:
+                memory = value.data
+                if memory.device_id == device:  # what is always so, in little time
+                    arguments[i] = memory.ptr
+                    continue
+            arguments[i] = self._checked_pointer(kernel, values, i)
+        if self._forks != _forks.count or self._current_device() != device:
+            self._check_here()
+        start = ready.start
         if start is None:
-            start = prepared.start = self._load(kernel)
+            if 0 in ready.grid:
+                return
+            start = self._start(prepared, ready)
         stream = self._current_stream()
-        start(grid, stream, arguments)
+        start(stream, arguments)
         if self.wait:
             try:
                 stream.synchronize()
             except Exception as error:
-                raise RuntimeError(f"{kernel!r} with grid {grid} failed on the GPU: {error}") from error
+                raise RuntimeError(f"{kernel!r} with grid {ready.grid} failed on the GPU: {error}") from error
 
     def empty(self, shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
         """Uninitialised memory from CuPy's pool. Raises OutOfMemoryError, which says how much was asked for."""
@@ -134,9 +156,7 @@ class GpuRunner:
 
     def addresses(self, arrays: Sequence[Array], dtype: Any = np.float32) -> Array:
         """Where the arrays start, (len(arrays),) uint64; the table of the same arrays is made once."""
-        found = tuple(addresses_of(arrays, dtype, self._ndarray))
-        for i, array in enumerate(arrays):
-            self._check_device(array, f"array {i} of a table of addresses")
+        found = self._starts(arrays, np.dtype(dtype))
         table = self._tables.get(found)
         if table is None:
             table = self._tables[found] = self._make_table(np.array(found, np.uint64))
@@ -150,7 +170,10 @@ class GpuRunner:
         if not has.get("CooperativeLaunch"):
             return None
         names = "MultiProcessorCount", "MaxSharedMemoryPerBlockOptin", "MaxRegistersPerMultiprocessor"
-        return Chip(*(int(has[name]) for name in names)) if all(name in has for name in names) else None
+        if any(name not in has for name in names):
+            return None
+        multiprocessors, shared_bytes, registers = (int(has[name]) for name in names)
+        return Chip(multiprocessors, shared_bytes, registers, self.capability)
 
     def barrier(self) -> Array:
         """The current stream's number for barriers of the grid, or that of the graph that is being captured on it."""
@@ -209,23 +232,28 @@ class GpuRunner:
         name = name.decode() if isinstance(name, bytes) else name
         return f"{name} (sm_{self.capability[0]}{self.capability[1]}), launches by {self.driver.name}"
 
-    def _arguments(self, prepared: Prepared, values: Sequence[Any]) -> tuple[tuple[int, int, int], list[Any]]:
-        """The grid, and arguments as the driver takes them: pointers as integers, numbers as NumPy scalars."""
-        kernel, ndarray, device = prepared.kernel, self._ndarray, self.device
-        if len(values) != len(kernel.parameters):
-            kernel.check(values, ndarray)
-        grid, arguments = prepared.numbers(values)
-        for i, dtype in prepared.pointers:
-            value = values[i]
-            if type(value) is ndarray and value.dtype is dtype and value.flags.c_contiguous:
-                memory = value.data
-                if memory.device_id == device:  # what is always so, in little time
-                    arguments[i] = memory.ptr
-                    continue
-            kernel.check(values, ndarray)
-            self._check_device(value, f"{kernel.name}: {list(kernel.parameters)[i]}")
-            arguments[i] = value.data.ptr
-        return grid, arguments
+    def _checked_pointer(self, kernel: Kernel, values: Sequence[Any], i: int) -> int:
+        kernel.check(values, self._ndarray)
+        self._check_device(values[i], f"{kernel.name}: {list(kernel.parameters)[i]}")
+        return int(values[i].data.ptr)
+
+    def _start(self, prepared: Prepared, ready: Ready) -> Start:
+        if prepared.load is None:
+            prepared.load = self._load(prepared.kernel)
+        ready.start = prepared.load(ready.grid)
+        return ready.start
+
+    def _starts(self, arrays: Sequence[Array], dtype: np.dtype[Any]) -> tuple[int, ...]:
+        quick, device = self._quick, self.device
+        if all(
+            type(array) is quick and array.dtype is dtype and array._c_contiguous and array.data.device_id == device
+            for array in arrays
+        ):
+            return tuple([array.data.ptr for array in arrays])
+        found = tuple(addresses_of(arrays, dtype, self._ndarray))
+        for i, array in enumerate(arrays):
+            self._check_device(array, f"array {i} of a table of addresses")
+        return found
 
     def _check_device(self, array: Array, what: str) -> None:
         if array.data.device_id != self.device and array.size:
@@ -242,7 +270,7 @@ class GpuRunner:
         if current != self.device:
             raise RuntimeError(f"GPU {current} is current in CuPy, expected GPU {self.device}: use cupy.cuda.Device")
 
-    def _load(self, kernel: Kernel) -> Start:
+    def _load(self, kernel: Kernel) -> Loaded:
         return self.driver.load(kernel, self.cache.get(kernel, self.capability), self.device)
 
     def _to_device(self, host: np.ndarray) -> Array:
@@ -284,9 +312,11 @@ class GpuRunner:
                 return driver
         raise RuntimeError(f"no kernel can be launched on GPU {self.device}: {'; '.join(reasons)}")
 
-    def _try(self, start: Start, small: Kernel) -> None:
+    def _try(self, load: Loaded, small: Kernel) -> None:
         x, y = self.cupy.asarray(np.array([1, 2, 3], np.float32)), self.cupy.zeros(4, np.float32)
-        start((1, 1, 1), self.cupy.cuda.get_current_stream(), self._arguments(Prepared(small), (x, y, 0.5, 10, 3))[1])
+        prepared = self._prepared[small] = Prepared(small)
+        prepared.load = load
+        self(small, x, y, 0.5, 10, 3)
         result = self.cupy.asnumpy(y).tolist()
         if result != [10.5, 11.0, 11.5, 0.0]:
             raise RuntimeError(f"a small kernel computed {result}")

@@ -1,7 +1,8 @@
 """The rules of kernels/optimizer.py and kernels/averaging.py, applied to every element of many tensors in one launch.
 
 Shapes   Each tensor has its arrays (value, mostly a gradient, and up to two states) of n elements, float32. Where they
-         start is a table in device memory, so that one launch reaches all of them, and so are the numbers of a rule.
+         start is a table in device memory, so that one launch reaches all of them, and so are the numbers of a rule:
+         rows of as many as it reads, and each tensor goes by one of them, as parameter groups do.
 Blocks   A block updates a chunk of one tensor: many small tensors cost one launch, and a large one fills the GPU.
 Traffic  reads every array once and writes all but the gradients once.
 """
@@ -22,23 +23,25 @@ from kernels.launch import Array as DeviceArray
 
 BLOCK = 256
 CHUNK = 16 * BLOCK  # elements that a block updates
-# How many numbers a rule reads (kernels/optimizer_numbers.py): in device memory, where a graph's replay finds new ones.
+# The numbers in a row (kernels/optimizer_numbers.py): in device memory, where a graph's replay finds new ones.
 SGD_NUMBERS, ADAM_NUMBERS = 3, 9
 
 
 @inlined
-def _read_one(n):
-    return n[0]
+def _read_one(n, row):
+    return n[row]
 
 
 @inlined
-def _read_sgd(n):
-    return n[0], n[1], n[2]
+def _read_sgd(n, row):
+    i = SGD_NUMBERS * row
+    return n[i], n[i + 1], n[i + 2]
 
 
 @inlined
-def _read_adam(n):
-    return n[0], n[1], n[2], n[3], n[4], n[5], n[6], n[7], n[8]
+def _read_adam(n, row):
+    i = ADAM_NUMBERS * row
+    return n[i], n[i + 1], n[i + 2], n[i + 3], n[i + 4], n[i + 5], n[i + 6], n[i + 7], n[i + 8]
 
 
 # Rules: the next value, first state and second state of an element; a state that a rule does not have goes through it.
@@ -89,7 +92,7 @@ class Rule(NamedTuple):
     """How an element is updated."""
 
     update: Callable[..., Any]
-    read: Callable[..., Any]  # its numbers
+    read: Callable[..., Any]  # its numbers, from a row of them
     arrays: int  # of a tensor: value, gradient and states, as many as the rule needs
     flops: int  # for an element
 
@@ -125,8 +128,8 @@ def _one(rule: str) -> Callable[..., None]:
 
 
 # Kernels. `table` says where the values start, then the gradients, the first states, the second states; `chunks` the
-# tensor of each block, then its first element in it, then the size of that tensor; `total`, all elements, is for the
-# cost.
+# tensor of each block, then its first element in it, then the size of that tensor, then the row of numbers that it goes
+# by; `total`, all elements, is for the cost.
 
 
 def _launch(function: Callable[..., None], rule: str) -> Launch:
@@ -161,7 +164,7 @@ def update_tensors_scalar(index: Any, rule: str) -> Launch:
         grads = pointer_to_float32(table[min(1, arrays - 1) * tensors + tensor])  # of a rule without: not looked at
         firsts = pointer_to_float32(table[min(2, arrays - 1) * tensors + tensor])
         seconds = pointer_to_float32(table[(arrays - 1) * tensors + tensor])
-        hyper = read(numbers)
+        hyper = read(numbers, chunks[3 * blocks + block])
         for k in range(CHUNK // BLOCK):
             i = index(begin + k * BLOCK + cuda.threadIdx.x)
             if i < size:
@@ -193,7 +196,7 @@ def update_tensors_vector(index: Any, rule: str) -> Launch:
         grads = pointer_to_float32(table[min(1, arrays - 1) * tensors + tensor])
         firsts = pointer_to_float32(table[min(2, arrays - 1) * tensors + tensor])
         seconds = pointer_to_float32(table[(arrays - 1) * tensors + tensor])
-        hyper = read(numbers)
+        hyper = read(numbers, chunks[3 * blocks + block])
         zero = float32(0)
         for k in range(CHUNK // (4 * BLOCK)):
             i = index(begin + 4 * (k * BLOCK + cuda.threadIdx.x))
@@ -218,17 +221,26 @@ def update_tensors_vector(index: Any, rule: str) -> Launch:
     return _launch(update_tensors, rule)
 
 
-# One table for each list of sizes: it holds nothing else, and a captured CUDA graph goes on reading it.
-_tables: WeakKeyDictionary[Runner, dict[tuple[int, ...], DeviceArray]] = WeakKeyDictionary()
+# One table for each list of sizes and rows: it holds nothing else, and a captured CUDA graph goes on reading it.
+_tables: WeakKeyDictionary[Runner, dict[tuple[tuple[int, ...], tuple[int, ...]], DeviceArray]] = WeakKeyDictionary()
 
 
-def chunks_of(run: Runner, sizes: tuple[int, ...]) -> DeviceArray:
-    """(3, blocks) int64: of each block the tensor, its first element in it, and the tensor's size."""
+def chunks_of(run: Runner, sizes: tuple[int, ...], rows: tuple[int, ...] = ()) -> DeviceArray:
+    """(4, blocks) int64: of each block the tensor, its first element in it, that tensor's size, and its row of numbers.
+
+    Args:
+        run: Where.
+        sizes: Of the tensors.
+        rows: Of each; all are row 0 by default.
+    """
     tables = _tables.setdefault(run, {})
-    if sizes not in tables:
-        rows = [(tensor, begin, size) for tensor, size in enumerate(sizes) for begin in range(0, size, CHUNK)]
-        tables[sizes] = run.upload(np.array(rows, np.int64).T.copy())
-    return tables[sizes]
+    if (sizes, rows) not in tables:
+        rules = rows or (0,) * len(sizes)
+        blocks = [
+            (tensor, begin, size, rules[tensor]) for tensor, size in enumerate(sizes) for begin in range(0, size, CHUNK)
+        ]
+        tables[sizes, rows] = run.upload(np.array(blocks, np.int64).T.copy())
+    return tables[sizes, rows]
 
 
 def require_lists(operation: str, lists: dict[str, Sequence[DeviceArray]]) -> None:
@@ -245,24 +257,38 @@ def require_lists(operation: str, lists: dict[str, Sequence[DeviceArray]]) -> No
                 )
 
 
+def require_rows(operation: str, numbers: DeviceArray, each: int, rows: Sequence[int], tensors: int) -> None:
+    """Raise ShapeError unless `numbers` is (k, each), and `rows` has the number of one of its rows for each tensor."""
+    if len(numbers.shape) != 2 or numbers.shape[1] != each:
+        raise ShapeError(f"{operation}: numbers has shape {tuple(numbers.shape)}, expected (k, {each}), a row a group")
+    if len(rows) != tensors:
+        raise ShapeError(f"{operation}: rows has {len(rows)} numbers, expected {tensors}, one a tensor")
+    if rows and not 0 <= min(rows) <= max(rows) < len(numbers):
+        raise ShapeError(
+            f"{operation}: rows has {min(rows)} to {max(rows)}, expected 0 to {len(numbers) - 1} as numbers has rows"
+        )
+
+
 def update_tensors(
     run: Runner,
     lists: Sequence[Sequence[DeviceArray]],
     rule: str,
     numbers: DeviceArray,
     vector: bool,
+    rows: Sequence[int] = (),
 ) -> None:
     """Launch a rule on `run`; `lists` are as many as its arrays, and fit each other.
 
-    `vector` needs arrays that start at multiples of 16 bytes: whoever calls has chosen (kernels/choice.py).
+    `rows` says by which row of `numbers` each tensor goes, by default by the first. `vector` needs arrays that start at
+    multiples of 16 bytes: whoever calls has chosen (kernels/choice.py).
     """
     sizes = tuple(int(value.size) for value in lists[0])
     if not sum(sizes):
         return
     everything = [array for arrays in lists for array in arrays]
     factory = update_tensors_vector if vector else update_tensors_scalar
-    chunks = chunks_of(run, sizes)
+    chunks = chunks_of(run, sizes, tuple(rows))
     run(
         factory(index_type(max(sizes)), rule),
-        run.addresses(everything), chunks, numbers, len(sizes), chunks.size // 3, sum(sizes),
+        run.addresses(everything), chunks, numbers, len(sizes), chunks.shape[1], sum(sizes),
     )  # fmt: skip

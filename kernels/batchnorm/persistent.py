@@ -1,8 +1,8 @@
 """Batch normalization forward in one launch, which reads x once: statistics and their use with x on the chip.
 
 Each block loads its share of the rows (residency.py), as many loads under way as a thread has rows: the first into
-registers, the others by cp.async into shared memory. It sums them as statistics.py does (a thread about the mean of
-what it holds in registers, the threads as a tree) and stores what it found. After a barrier of the grid every block
+registers, the others by cp.async into shared memory. It sums them as statistics.py does (a thread about a shift of its
+own, the threads as a tree) and stores what it found. After a barrier of the grid every block
 merges what all have found of its channels, in the same order as all others, and normalizes what it holds.
 
 Shapes   x, residual, y (..., c) float32, C-contiguous, taken as (rows, c); all others (c,).
@@ -13,13 +13,13 @@ Edges    As statistics.py and apply.py: a constant channel has variance 0 exactl
          channel.
 """
 
-import math
 from typing import Any
 
 from numba import cuda, float32, int64, uint32
 
 from kernels.batch_statistics import BatchStatistics
 from kernels.batchnorm.apply import batchnorm_add_relu_apply, batchnorm_apply, is_affine, normalized
+from kernels.batchnorm.merging import blocks_merger, finite, first_shift, partial_merger, two_sum
 from kernels.batchnorm.residency import (
     HELD,
     copier,
@@ -28,15 +28,16 @@ from kernels.batchnorm.residency import (
     resident,
     room,
     shared_floats,
+    sharer,
     why_resident,
 )
 from kernels.batchnorm.split import AHEAD, BLOCK, loader, require_channels, storer
-from kernels.batchnorm.statistics import batchnorm_statistics, blocks_merger, finite, partial_merger
+from kernels.batchnorm.statistics import batchnorm_statistics
 from kernels.choice import Option, choose
 from kernels.device import index_type, positive
 from kernels.errors import ShapeError, same_shape
 from kernels.grid_barrier import grid_barrier
-from kernels.intrinsics import cp_async_commit, cp_async_wait, shared_address
+from kernels.intrinsics import cp_async_commit, cp_async_wait, fma, shared_address
 from kernels.launch import (
     Array,
     Cost,
@@ -57,7 +58,7 @@ IN_REGISTERS = HELD[1]
 def _forward(channels: int, affine: bool, relu: bool, add: bool, kept: int, index: Any, width: int) -> Launch:
     parts = line_split(channels, width)
     lanes, depth, across = parts.lanes, parts.depth, parts.across
-    load, store, copy, kept_memory = loader(width), storer(width), copier(width), room(kept)
+    load, store, copy, kept_memory, share = loader(width), storer(width), copier(width), room(kept), sharer(parts)
     merge_and_store = partial_merger(parts, index)
     line = lanes * width  # channels of a block
     merge_blocks = blocks_merger(line, BLOCK // line)
@@ -73,6 +74,7 @@ def _forward(channels: int, affine: bool, relu: bool, add: bool, kept: int, inde
         shifts = cuda.shared.array(size, float32)
         sums = cuda.shared.array(size, float32)
         squares = cuda.shared.array(size, float32)
+        rests = cuda.shared.array(size, float32)
         beyond = kept_memory(shifts)
         held = cuda.local.array(slots, float32)
         values = cuda.local.array(ahead, float32)
@@ -81,15 +83,10 @@ def _forward(channels: int, affine: bool, relu: bool, add: bool, kept: int, inde
         rest = cuda.local.array(width, float32)
         scale = cuda.local.array(width, float32)
         offset = cuda.local.array(width, float32)
+        group_sum = cuda.local.array(width, float32)
+        group_square = cuda.local.array(width, float32)
         thread = cuda.threadIdx.x
-        row = thread // lanes
-        channel = (cuda.blockIdx.y * lanes + thread % lanes) * width
-        start = cuda.blockIdx.x * span + row
-        end = min(rows, (cuda.blockIdx.x + 1) * span)
-        mine = uint32(0)  # rows of this thread, depth apart
-        if row < depth and channel < channels and start < end:
-            mine = uint32((end - start + depth - 1) // depth)
-        at = start * channels + channel
+        row, channel, mine, at = share(rows, span)
 
         for i in range(IN_REGISTERS):
             if i < mine:
@@ -102,53 +99,68 @@ def _forward(channels: int, affine: bool, relu: bool, add: bool, kept: int, inde
             near[j] = float32(0)
             rest[j] = float32(0)
             scale[j] = float32(0)
+            offset[j] = float32(0)
         if mine > 0:
-            for i in range(1, IN_REGISTERS):
-                if i < mine:
-                    for j in range(width):
-                        near[j] += held[i * width + j] - held[j]
             for j in range(width):
-                mean = held[j] + near[j] / float32(min(mine, IN_REGISTERS))
-                near[j] = mean if finite(mean) else float32(0)
-            for i in range(IN_REGISTERS):
-                if i < mine:
-                    for j in range(width):
-                        difference = held[i * width + j] - near[j]
-                        rest[j] += difference
-                        scale[j] += difference * difference
+                near[j] = held[j] if finite(held[j]) else float32(0)
+                if mine >= AHEAD:
+                    near[j] = first_shift(held[j], held[width + j], held[2 * width + j], held[3 * width + j])
+            for k in range(groups):
+                for j in range(width):
+                    group_sum[j] = float32(0)
+                    group_square[j] = float32(0)
+                for i in range(AHEAD):
+                    if k * AHEAD + i < mine:
+                        for j in range(width):
+                            difference = held[(k * AHEAD + i) * width + j] - near[j]
+                            group_sum[j] += difference
+                            group_square[j] = fma(difference, difference, group_square[j])
+                for j in range(width):
+                    rest[j] += group_sum[j]
+                    square, lost = two_sum(scale[j], group_square[j])
+                    scale[j] = square
+                    offset[j] += lost
         cp_async_wait(0)
         for k in range(IN_REGISTERS, mine, AHEAD):
             for i in range(AHEAD):
                 if k + i < mine:
                     load(beyond, (k + i - IN_REGISTERS) * size + thread * width, values, i * width)
+            for j in range(width):
+                group_sum[j] = float32(0)
+                group_square[j] = float32(0)
             for i in range(AHEAD):
                 if k + i < mine:
                     for j in range(width):
                         difference = values[i * width + j] - near[j]
-                        rest[j] += difference
-                        scale[j] += difference * difference
+                        group_sum[j] += difference
+                        group_square[j] = fma(difference, difference, group_square[j])
+            for j in range(width):
+                rest[j] += group_sum[j]
+                square, lost = two_sum(scale[j], group_square[j])
+                scale[j] = square
+                offset[j] += lost
         counts[thread] = float32(mine)
         for j in range(width):
             shifts[j * BLOCK + thread] = near[j]
             sums[j * BLOCK + thread] = rest[j]
             squares[j * BLOCK + thread] = scale[j]
+            rests[j * BLOCK + thread] = offset[j]
         place, plane = cuda.blockIdx.x * channels + channel, cuda.gridDim.x * channels
-        merge_and_store(partial, place, plane, row, channel, thread, counts, shifts, sums, squares, result)
+        merge_and_store(partial, place, plane, row, channel, thread, counts, shifts, sums, squares, rests, result)
 
         grid_barrier(state)
 
         own = cuda.blockIdx.y * line + thread % line  # the channel of which this thread merges what blocks found
         blocks = cuda.gridDim.x
-        merge_blocks(partial, blocks, channels, rows, span, thread, thread // line, own, counts, shifts, sums, squares)
-        if thread < line and own < channels:
-            variance = squares[thread]
-            reciprocal = float32(1) / math.sqrt(variance + eps)
-            squares[thread] = reciprocal
-            if cuda.blockIdx.x == 0:
-                shift[own] = shifts[thread]
-                delta[own] = sums[thread]
-                var[own] = variance
-                inv_std[own] = reciprocal
+        merge_blocks(
+            partial, blocks, channels, rows, span, eps, thread, thread // line, own,
+            counts, shifts, sums, squares, rests,
+        )  # fmt: skip
+        if cuda.blockIdx.x == 0 and thread < line and own < channels:
+            shift[own] = shifts[thread]
+            delta[own] = sums[thread]
+            var[own] = squares[thread]
+            inv_std[own] = rests[thread]
         cuda.syncthreads()
 
         if mine > 0:
@@ -156,7 +168,7 @@ def _forward(channels: int, affine: bool, relu: bool, add: bool, kept: int, inde
                 lane = thread % lanes * width + j
                 near[j] = shifts[lane]
                 rest[j] = sums[lane]
-                scale[j] = squares[lane]
+                scale[j] = rests[lane]
                 offset[j] = float32(0)
             if affine:
                 load(gamma, channel, offset, 0)

@@ -17,25 +17,19 @@ from numba import cuda, float32, int64, uint32
 
 from kernels.activation import passed
 from kernels.batchnorm.apply import normalized
-from kernels.batchnorm.gradient_sums import block_adder, blocks_adder
-from kernels.batchnorm.residency import HELD, copier, line_split, room, shared_floats
-from kernels.batchnorm.split import AHEAD, BLOCK, loader, storer
-from kernels.grid_barrier import grid_barrier
+from kernels.batchnorm.residency import copier, line_split, room, shared_floats, sharer
+from kernels.batchnorm.resident_gradients import IN_REGISTERS, exchanger, finisher
+from kernels.batchnorm.split import AHEAD, BLOCK, loader
 from kernels.intrinsics import cp_async_commit, cp_async_wait, shared_address
 from kernels.launch import Cost, Floats, Int64, Launch, UInt32s, blocks_for, kernel
-
-IN_REGISTERS = HELD[2]
 
 
 def _backward(channels: int, affine: bool, training: bool, relu: bool, kept: int, index: Any, width: int) -> Launch:
     parts = line_split(channels, width)
-    lanes, depth, across = parts.lanes, parts.depth, parts.across
-    load, store, copy, kept_memory = loader(width), storer(width), copier(width), room(kept)
-    add_block = block_adder(width, lanes, depth)
-    line = lanes * width  # channels of a block
-    add_blocks = blocks_adder(line, BLOCK // line)
+    across, load, copy, kept_memory, share = parts.across, loader(width), copier(width), room(kept), sharer(parts)
+    exchange, finish = exchanger(parts, index), finisher(parts, training, relu, index)
     size, slots, ahead = width * BLOCK, IN_REGISTERS * width, AHEAD * width
-    pair, step = 2 * size, depth * channels  # floats of a row of x and of dy in shared memory; to the next row
+    pair, step = 2 * size, parts.depth * channels  # floats of a row of x and of dy in shared memory; to the next row
 
     def backward(
         x: Floats, dy: Floats, shift: Floats, delta: Floats, inv_std: Floats, gamma: Floats, beta: Floats,
@@ -56,14 +50,7 @@ def _backward(channels: int, affine: bool, training: bool, relu: bool, kept: int
         total = cuda.local.array(width, float32)
         product = cuda.local.array(width, float32)
         thread = cuda.threadIdx.x
-        row = thread // lanes
-        channel = (cuda.blockIdx.y * lanes + thread % lanes) * width
-        start = cuda.blockIdx.x * span + row
-        end = min(rows, (cuda.blockIdx.x + 1) * span)
-        mine = uint32(0)  # rows of this thread, depth apart
-        if row < depth and channel < channels and start < end:
-            mine = uint32((end - start + depth - 1) // depth)
-        at = start * channels + channel
+        row, channel, mine, at = share(rows, span)
 
         for i in range(IN_REGISTERS):
             if i < mine:
@@ -114,55 +101,8 @@ def _backward(channels: int, affine: bool, training: bool, relu: bool, kept: int
                             g = passed(g, normalized(value, near[j], rest[j], scale[j], offset[j]))
                         total[j] += g
                         product[j] += g * ((value - near[j]) - rest[j])
-        for j in range(width):
-            sums[j * BLOCK + thread] = total[j]
-            products[j * BLOCK + thread] = product[j]
-        add_block(thread, row, sums, products)
-        if row == 0 and channel < channels:
-            place = cuda.blockIdx.x * channels + channel
-            for j in range(width):
-                result[j] = sums[j * BLOCK + thread]
-            store(partial, index(place), result)
-            for j in range(width):
-                result[j] = products[j * BLOCK + thread]
-            store(partial, index(cuda.gridDim.x * channels + place), result)
-
-        grid_barrier(state)
-
-        own = cuda.blockIdx.y * line + thread % line  # the channel of which this thread adds what blocks found
-        writes = cuda.blockIdx.x == 0
-        blocks = cuda.gridDim.x
-        add_blocks(
-            partial, inv_std, dgamma, dbeta, writes, blocks, channels, rows, thread, thread // line, own, sums, products
-        )
-        cuda.syncthreads()
-
-        if mine > 0:
-            for j in range(width):
-                lane = thread % lanes * width + j
-                total[j] = sums[lane]
-                product[j] = products[lane]
-            for i in range(IN_REGISTERS):
-                if i < mine:
-                    for j in range(width):
-                        g = gradients[i * width + j]
-                        if training:
-                            centred = (held[i * width + j] - near[j]) - rest[j]
-                            g = (g - total[j]) - centred * product[j]
-                        result[j] = scale[j] * g
-                    store(dx, index(at + i * step), result)
-            for k in range(IN_REGISTERS, mine):
-                slot = (k - IN_REGISTERS) * pair + thread * width
-                load(beyond, slot, values, 0)
-                load(beyond, slot + size, others, 0)
-                for j in range(width):
-                    g = others[j]
-                    if relu:
-                        g = passed(g, normalized(values[j], near[j], rest[j], scale[j], offset[j]))
-                    if training:
-                        g = (g - total[j]) - ((values[j] - near[j]) - rest[j]) * product[j]
-                    result[j] = scale[j] * g
-                store(dx, index(at + k * step), result)
+        exchange(partial, state, inv_std, dgamma, dbeta, rows, row, channel, sums, products, total, product, result)
+        finish(dx, mine, at, beyond, held, gradients, values, others, near, rest, scale, offset, total, product, result)
 
     return Launch(
         backward,

@@ -16,6 +16,10 @@ Backward, with g = dy (where a ReLU is fused: dy where y > 0, else 0):
     dx     = gamma / sqrt(var + eps) * g                                        through fixed ones (evaluation)
     dresidual = g
 
+of which a first pass finds the sums, and mean_g = dbeta / m and slope = dgamma / (m sqrt(var + eps)); a second one dx:
+
+    dx     = gamma / sqrt(var + eps) * ((g - mean_g) - (x - mean) * slope)
+
 Running estimates, with factor f (PyTorch's `momentum`, the weight of the new value):
 
     running_mean += f * (mean - running_mean)
@@ -34,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.activation import relu_backward_reference, relu_forward_reference
-from kernels.batch_statistics import BatchStatistics
+from kernels.batch_statistics import BatchStatistics, GradientSums, Normalization, PendingGradient
 
 Array = NDArray[Any]
 
@@ -137,6 +141,46 @@ def batchnorm_add_relu_backward_reference(
     dresidual = relu_backward_reference(dy, y)
     dx, dgamma, dbeta = _gradients(x, dresidual, statistics, gamma, training)
     return dx, dresidual, dgamma, dbeta
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def batchnorm_gradient_sums_reference(x: Array, dy: Array, normalization: Normalization) -> GradientSums:
+    """What backward in training finds in its first pass; without rows 0. dgamma is made without a gamma too."""
+    return _sums(x, _behind_relu(x, dy, normalization), normalization.statistics)
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def batchnorm_add_relu_gradient_sums_reference(
+    x: Array, y: Array, dy: Array, statistics: BatchStatistics
+) -> tuple[Array, GradientSums]:
+    """(dresidual, the sums), at the end of a residual block whose output was y."""
+    dresidual = relu_backward_reference(dy, y)
+    return dresidual, _sums(x, dresidual, statistics)
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def batchnorm_pending_gradient_reference(pending: PendingGradient) -> Array:
+    """dx, from what the first pass has found."""
+    dy, x, normalization, sums = pending
+    statistics, gamma = normalization.statistics, normalization.gamma
+    g = _behind_relu(x, dy, normalization)
+    centred = (x - statistics.shift) - statistics.delta
+    scale = statistics.inv_std if gamma is None else gamma * statistics.inv_std
+    dx: Array = scale * ((g - sums.mean_g) - centred * sums.slope)
+    return dx
+
+
+def _behind_relu(x: Array, dy: Array, normalization: Normalization) -> Array:
+    """What of dy passes the normalization's ReLU, if it has one."""
+    statistics, gamma, beta, relu = normalization
+    return relu_backward_reference(dy, batchnorm_apply_reference(x, statistics, gamma, beta, relu=True)) if relu else dy
+
+
+def _sums(x: Array, g: Array, statistics: BatchStatistics) -> GradientSums:
+    leading = tuple(range(x.ndim - 1))
+    dbeta, dgamma = g.sum(axis=leading), (g * _normalized(x, statistics)).sum(axis=leading)
+    rows = max(x.size // x.shape[-1], 1)
+    return GradientSums(dgamma, dbeta, mean_g=dbeta / rows, slope=statistics.inv_std * dgamma / rows)
 
 
 @np.errstate(invalid="ignore", over="ignore")

@@ -15,13 +15,14 @@ alone, and so do the blocks, the order of every sum and its bits.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from numba import cuda, float32
+from numba import cuda, float32, uint32
 
+from kernels.arrays import wide
 from kernels.batchnorm.split import BLOCK, Split
 from kernels.chip import HOPPER, Chip
 from kernels.device import inlined
 from kernels.intrinsics import cp_async_4, cp_async_16
-from kernels.launch import Array, Runner, blocks_for, wide
+from kernels.launch import Array, Runner, blocks_for
 
 LINE = 32  # channels of a block: 128 bytes of a row
 FEW = 4  # rows of a thread, at the least, if there are so many: a barrier of fewer blocks is shorter
@@ -55,7 +56,7 @@ def residency(chip: Chip, channels: int, width: int, rows: int, tensors: int) ->
     if not blocks or not rows or chip.registers < MOST_REGISTERS * BLOCK:
         return None
     span = max(blocks_for(rows, blocks), FEW * parts.depth)
-    merging = 4 * BLOCK * (3 * width + 1)  # bytes, for what threads have summed
+    merging = 4 * BLOCK * (4 * width + 1)  # bytes, for what threads have summed
     room = max(0, (chip.shared_bytes - RESERVED - merging) // (4 * shared_floats(width, 1, tensors)))
     beyond = blocks_for(span, parts.depth) - HELD[tensors]
     if beyond > room:
@@ -92,6 +93,28 @@ def why_resident(run: Runner, x: Array, found: Residency | None, held: str) -> s
         f"{held} of {rows:,} rows and {channels:,} channels do not fit on {chip.multiprocessors} multiprocessors with "
         f"{chip.registers:,} registers and {chip.shared_bytes:,} bytes of shared memory each"
     )
+
+
+def sharer(parts: Split) -> Any:
+    """A device function: which rows and channels this thread has of `rows`, `span` of each block.
+
+    Returns its row in the block, the first of its channels, how many rows it has, `depth` apart, and where the first
+    of them starts in the matrix.
+    """
+    channels, width, lanes, depth = parts.channels, parts.width, parts.lanes, parts.depth
+
+    @inlined
+    def share(rows, span):
+        row = cuda.threadIdx.x // lanes
+        channel = (cuda.blockIdx.y * lanes + cuda.threadIdx.x % lanes) * width
+        start = cuda.blockIdx.x * span + row
+        end = min(rows, (cuda.blockIdx.x + 1) * span)
+        mine = uint32(0)
+        if row < depth and channel < channels and start < end:
+            mine = uint32((end - start + depth - 1) // depth)
+        return row, channel, mine, start * channels + channel
+
+    return share
 
 
 def copier(width: int) -> Callable[..., None]:

@@ -56,8 +56,9 @@ def batchnorm_move_running(in_memory: bool) -> Launch:
             if in_memory:
                 factor = weight[0]
             mean, variance = running_mean[channel], running_var[channel]
-            running_mean[channel] = mean + factor * ((shift[channel] + delta[channel]) - mean)
-            running_var[channel] = variance + factor * (var[channel] * unbiased - variance)
+            kept = float32(1) - factor  # at a factor of 1 nothing is left of what was, however large beside the batch's
+            running_mean[channel] = kept * mean + factor * (shift[channel] + delta[channel])
+            running_var[channel] = kept * variance + factor * (var[channel] * unbiased)
 
     return Launch(
         move_running,

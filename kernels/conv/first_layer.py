@@ -18,16 +18,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda, float32, int64, uint32
 
+from kernels.arrays import wide
 from kernels.banks import passes
 from kernels.batchnorm.split import loader, storer
 from kernels.choice import Option
 from kernels.conv.geometry import Geometry
 from kernels.device import index_type
-from kernels.launch import Array, Floats, Int64, Launch, Runner, blocks_for, kernel, wide
+from kernels.launch import Array, Floats, Int64, Launch, Runner, blocks_for, kernel
 
 NAME = "first_layer"
 BLOCK = 256
 CHANNELS = 3  # of x, at most
+FEW = 8  # channels of x up to which it may be an image, as with transparency or infrared
 TAPS = 256  # of a window, at most: terms of one accumulator
 BLOCKS = 2048  # beyond these, a block makes several tiles with the weights that it has
 SHARED = 48 << 8  # floats that a block may have in arrays of fixed size
@@ -244,19 +246,22 @@ def conv2d_forward_vector_first_layer(tile: Tile, geometry: Geometry, with_bias:
 def option(geometry: Geometry, tile: Any) -> Option:
     """Technique "first_layer" among those to choose from; `tile` is None where it needs too much shared memory."""
     if geometry.c_in > CHANNELS:
-        return NAME, False, f"x has {geometry.c_in} channels, expected at most {CHANNELS}"
+        return NAME, False, f"x has {geometry.c_in} channels, a first layer's kernel takes at most {CHANNELS}"
     if geometry.taps > TAPS:
-        return NAME, False, f"a window has {geometry.taps} elements, expected at most {TAPS}"
+        return NAME, False, f"a window has {geometry.taps} elements, a first layer's kernel takes at most {TAPS}"
     if tile is None:
         lines = f"{geometry.kh} lines of {geometry.w} pixels"
-        return NAME, False, lambda: f"{lines} and what else a block needs exceed its shared memory"
+        return NAME, False, lambda: f"{lines} and the weights of a first layer exceed a block's shared memory"
     return NAME, True, lambda: f"x has c_in = {geometry.c_in}: whole lines of it in shared memory"
 
 
 def among(others: Sequence[Option], geometry: Geometry, tile: Any) -> Sequence[Option]:
-    """All techniques to choose from: this one before the others for a first layer, after them for any other."""
+    """All techniques to choose from: this one first for what may be a first layer, so that it says why it is not taken.
+
+    Of images with many channels nobody expects it: there it comes last, and what is chosen says nothing of it.
+    """
     own = option(geometry, tile)
-    return (own, *others) if geometry.c_in <= CHANNELS else (*others, own)
+    return (own, *others) if geometry.c_in <= FEW else (*others, own)
 
 
 def forward(run: Runner, geometry: Geometry, x: Array, w: Array, bias: Array | None, y: Array) -> None:

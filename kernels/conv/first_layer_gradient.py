@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import cuda, float32, int64, uint32
 
+from kernels.arrays import wide
 from kernels.banks import passes
 from kernels.batchnorm.split import loader, storer
 from kernels.columns import sum_columns
@@ -39,7 +40,7 @@ from kernels.conv.first_layer import (
 )
 from kernels.conv.geometry import Geometry
 from kernels.device import index_type
-from kernels.launch import Array, Floats, Int64, Launch, Runner, blocks_for, kernel, wide
+from kernels.launch import Array, Floats, Int64, Launch, Runner, blocks_for, kernel
 
 THREADS = 256  # of a block, about
 SUMS = 108  # of a thread, at most: they are registers

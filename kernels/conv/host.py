@@ -4,7 +4,7 @@ from math import prod
 
 from kernels.choice import choose
 from kernels.columns import sum_columns
-from kernels.conv import first_layer, first_layer_gradient, tensor_core_launch
+from kernels.conv import first_layer, first_layer_gradient, tensor_core_launch, wgmma_launch
 from kernels.conv.direct import (
     conv2d_backward_input_direct,
     conv2d_backward_weight_direct,
@@ -19,14 +19,15 @@ from kernels.conv.implicit_gemm import (
 from kernels.device import index_type
 from kernels.errors import ShapeError
 from kernels.launch import Array, Runner, techniques
-from kernels.tensor_tiles import NAME as TENSOR_CORE
-from kernels.tiles import slices_of, span_of, tile_for
+from kernels.matmul.tensor_tiles import NAME as TENSOR_CORE
+from kernels.matmul.tiles import slices_of, span_of, tile_for
+from kernels.matmul.wgmma_tiles import NAME as WGMMA
 from kernels.window import Pair
 
 THREADS = 1 << 17  # that fill a GPU
 
 
-@techniques("direct", "implicit_gemm", "first_layer", "tensor_core")
+@techniques("direct", "implicit_gemm", "first_layer", "tensor_core", "wgmma")
 def conv2d_forward(
     run: Runner,
     x: Array,
@@ -51,13 +52,19 @@ def conv2d_forward(
     if bias is not None and tuple(bias.shape) != (geometry.c_out,):
         raise ShapeError(f"conv2d_forward: bias has shape {tuple(bias.shape)}, expected {(geometry.c_out,)}")
     tile_of_lines = first_layer.tile_of(geometry, 1) if geometry.c_in <= first_layer.CHANNELS else None
-    ways = first_layer.among(tensor_core_launch.options(precision, geometry, x=x, w=w, y=y), geometry, tile_of_lines)
+    product = wgmma_launch.forward_product(geometry, x.shape[0])
+    others = tensor_core_launch.options(precision, geometry, x=x, w=w, y=y)
+    others = wgmma_launch.among(run, precision, others, geometry, product, x=x, w=w, y=y)
+    ways = first_layer.among(others, geometry, tile_of_lines)
     technique = choose(run, "conv2d_forward", technique, ways, x=x, w=w, bias=bias, y=y)
     if technique == first_layer.NAME:
         first_layer.forward(run, geometry, x, w, bias, y)
         return
     if technique == TENSOR_CORE:
         tensor_core_launch.forward(run, geometry, x, w, bias, y)
+        return
+    if technique == WGMMA:
+        wgmma_launch.forward(run, geometry, x, w, bias, y)
         return
     n, with_bias = x.shape[0], bias is not None
     given = run.empty((0,)) if bias is None else bias
@@ -75,7 +82,7 @@ def conv2d_forward(
     _merge(run, slices, target, y)
 
 
-@techniques("direct", "implicit_gemm", "tensor_core")
+@techniques("direct", "implicit_gemm", "tensor_core", "wgmma")
 def conv2d_backward_input(
     run: Runner,
     dy: Array,
@@ -96,10 +103,15 @@ def conv2d_backward_input(
         TechniqueError: The technique cannot take these arrays.
     """
     geometry = geometry_of("conv2d_backward_input", stride, padding, dx=dx.shape, w=w.shape, dy=dy.shape)
+    product = wgmma_launch.input_product(geometry, dx.shape[0])
     ways = tensor_core_launch.options(precision, geometry, dy=dy, w=w, dx=dx)
+    ways = wgmma_launch.among(run, precision, ways, geometry, product, dy=dy, w=w, dx=dx)
     technique = choose(run, "conv2d_backward_input", technique, ways, dy=dy, w=w, dx=dx)
     if technique == TENSOR_CORE:
         tensor_core_launch.backward_input(run, geometry, dy, w, dx)
+        return
+    if technique == WGMMA:
+        wgmma_launch.backward_input(run, geometry, dy, w, dx)
         return
     n = dx.shape[0]
     if technique == "direct":
@@ -115,7 +127,7 @@ def conv2d_backward_input(
     _merge(run, slices, target, dx)
 
 
-@techniques("direct", "implicit_gemm", "first_layer", "tensor_core")
+@techniques("direct", "implicit_gemm", "first_layer", "tensor_core", "wgmma")
 def conv2d_backward_weight(
     run: Runner,
     x: Array,
@@ -137,13 +149,19 @@ def conv2d_backward_weight(
     """
     geometry = geometry_of("conv2d_backward_weight", stride, padding, x=x.shape, dw=dw.shape, dy=dy.shape)
     share = first_layer_gradient.share_of(geometry, 1) if geometry.c_in <= first_layer.CHANNELS else None
-    ways = first_layer.among(tensor_core_launch.options(precision, geometry, x=x, dy=dy, dw=dw), geometry, share)
+    product = wgmma_launch.weight_product(geometry, x.shape[0])
+    others = tensor_core_launch.options(precision, geometry, x=x, dy=dy, dw=dw)
+    others = wgmma_launch.among(run, precision, others, geometry, product, x=x, dy=dy, dw=dw)
+    ways = first_layer.among(others, geometry, share)
     technique = choose(run, "conv2d_backward_weight", technique, ways, x=x, dy=dy, dw=dw)
     if technique == first_layer.NAME:
         first_layer_gradient.backward_weight(run, geometry, x, dy, dw)
         return
     if technique == TENSOR_CORE:
         tensor_core_launch.backward_weight(run, geometry, x, dy, dw)
+        return
+    if technique == WGMMA:
+        wgmma_launch.backward_weight(run, geometry, x, dy, dw)
         return
     n = x.shape[0]
     rows = prod(dy.shape[:3])

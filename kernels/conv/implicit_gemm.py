@@ -4,8 +4,8 @@
     weight gradient  dw (taps, c_out)    =  windows of x, transposed           @  dy (pixels, c_out)
     input gradient   dx (pixels, c_in)   =  pixels of dy around each of x      @  w, transposed
 
-The skeleton is that of kernels/tiles.py: what is gathered goes straight into shared memory, where kh*kw*c_in products
-need it, so x is not written kh*kw times over as by a separate gather (im2col).
+The skeleton is that of kernels/matmul/tiles.py: what is gathered goes straight into shared memory, where kh*kw*c_in
+products need it, so x is not written kh*kw times over as by a separate gather (im2col).
 
 Source   S. Chetlur et al., "cuDNN: efficient primitives for deep learning", 2014, arXiv:1410.0759, section 3.
 """
@@ -18,7 +18,7 @@ from kernels.conv.direct import EXAMPLE, STRIDED
 from kernels.conv.geometry import Geometry, windows
 from kernels.device import inlined
 from kernels.launch import Floats, Int64, Launch, blocks_for, kernel
-from kernels.tiles import LARGE, MEDIUM, SMALL, TALL, Tile, place_of, slices_of, tile_product
+from kernels.matmul.tiles import LARGE, MEDIUM, SMALL, TALL, Tile, place_of, slices_of, tile_product
 
 
 @kernel(

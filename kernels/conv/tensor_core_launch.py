@@ -1,5 +1,6 @@
 """Convolution on tensor cores: whether a convolution can take that technique, and its launches."""
 
+from kernels.arrays import wide
 from kernels.choice import Option
 from kernels.columns import sum_columns
 from kernels.conv.geometry import Geometry
@@ -9,20 +10,20 @@ from kernels.conv.tensor_core import (
     conv2d_forward_tensor_core,
 )
 from kernels.device import index_type
-from kernels.launch import Array, Runner, wide
-from kernels.tensor_tiles import CHUNK, FAR, NAME, in_order, span_of, tile_for
-from kernels.tiles import slices_of
+from kernels.launch import Array, Runner
+from kernels.matmul.tensor_tiles import CHUNK, FAR, NAME, in_order, span_of, tile_for
+from kernels.matmul.tiles import slices_of
 
 
 def options(precision: str, geometry: Geometry, **arrays: Array) -> tuple[Option, ...]:
     """All techniques but that of the first layer, for `choose`. Raises ValueError for an unknown precision."""
-    reason = _why_not(geometry, arrays)
+    reason = why_not(geometry, arrays)
     own = NAME, not reason, reason or "channels in fours and aligned arrays"
     exact = "implicit_gemm", True, "" if precision == "tf32" else f"precision {precision}"
     return (*in_order(precision, own, exact), ("direct", True, ""))
 
 
-def _why_not(geometry: Geometry, arrays: dict[str, Array]) -> str:
+def why_not(geometry: Geometry, arrays: dict[str, Array]) -> str:
     """Why a convolution cannot take it, in words; empty where it can."""
     for name, number in (("c_in", geometry.c_in), ("c_out", geometry.c_out)):
         if number % CHUNK:

@@ -103,8 +103,10 @@ class Calls(Access):
         name = getattr(target, "_name", None) or getattr(target, "__name__", None) or repr(target)
         kinds = tuple(_literal(argument) for argument in arguments)
         given, result = self.signature(target, kinds, name)
+        from kernels.emulator.bulk_copy import IN_PROXY
         from kernels.emulator.twins import ONLY_READ, ONLY_WRITE
 
+        self.program.async_proxy |= target in IN_PROXY
         for argument in arguments:
             if types.is_array(argument.type) and target not in ONLY_WRITE:
                 self.program.reads.add(argument.origin)
@@ -174,8 +176,10 @@ def _find(table: dict[Any, Any], target: Any) -> Any:
 
 
 def _twins() -> dict[Any, Any]:
+    import kernels.emulator.bulk_copy
     import kernels.emulator.tensor
-    import kernels.emulator.twins  # noqa: F401
+    import kernels.emulator.twins
+    import kernels.emulator.wgmma  # noqa: F401
     from kernels.intrinsics import TWINS
 
     return TWINS

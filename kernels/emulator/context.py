@@ -113,6 +113,36 @@ class Context(Protocol):
             arrived: Of each lane that was active there, whether its elements are meant, each once; None for all.
         """
 
+    def load_block(self, pointer: Any, index: Any, count: int) -> Vector:
+        """`count` consecutive elements of device memory a lane, as the copy engine reads them: (lanes, count)."""
+
+    def start_bulk(self, pointer: Any, index: Any, values: Vector) -> Any:
+        """As `start_copy`, of (lanes, count) elements, through the async proxy."""
+
+    def load_async(self, pointer: Any, index: Any, count: int) -> tuple[tuple[Any, ...], Any]:
+        """As `load`, through the async proxy, and under way until `finish_read` of the token that comes with it.
+
+        Checked as well: that what ordinary stores wrote was fenced, and that nobody overwrites it meanwhile.
+        """
+
+    def finish_read(self, token: Any, done: Vector) -> None:
+        """The reads of those of the lanes (one boolean a lane that was active there) are done."""
+
+    def fence_proxy(self) -> None:
+        """What the lanes have stored to shared memory is visible to the async proxy."""
+
+    def require_fenced(self, pointer: Any, index: Any, count: int) -> None:
+        """Fault unless these elements of a shared array are visible to the async proxy."""
+
+    def row(self, array: Any, k: int) -> Any:
+        """Element k of a local array, for all lanes: None or `kernels.emulator.lanes.Partial` where it is unset."""
+
+    def set_row(self, array: Any, k: int, row: Any) -> None:
+        """Replace it, by a value or a Partial."""
+
+    def fault(self, kind: Any, what: str, array: Any = None) -> NoReturn:
+        """Raise a KernelFault of this kind at this line, of the first lane."""
+
     def within(self, mask: Vector) -> "Context":
         """The launch as those of the active lanes see it where `mask` (one boolean a lane, not all False) is set."""
 

@@ -85,6 +85,10 @@ class DataRace(KernelFault):
     """Two threads access one element, at least one writes, and no barrier orders them."""
 
 
+class MissingFence(KernelFault):
+    """Tensor cores or the copy engine use what ordinary accesses have changed, with no fence between."""
+
+
 class DivergentBarrier(KernelFault):
     """A barrier that part of a block, or a warp's instruction that part of its warp, does not reach."""
 

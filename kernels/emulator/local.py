@@ -95,11 +95,24 @@ class Local(Memory):
                 out[here] = self._unset(lanes, row, here, k)[here]
         return out
 
+    def row(self, lanes: Lanes, k: int) -> Any:
+        """The lanes' values of one element: None or Partial where it is unset."""
+        if lanes is not self._lanes:
+            self._enter(lanes)
+        return self._row(k)
+
+    def set_row(self, lanes: Lanes, k: int, row: Any) -> None:
+        """Replace them."""
+        if lanes is not self._lanes:
+            self._enter(lanes)
+        self._set(k, row)
+
     def _unset(self, lanes: Lanes, row: Any, wanted: Vector, index: int) -> Any:
         missing = wanted if row is None else wanted & ~row.there
         if missing.any():
             if self.machine.checks:
-                what = f"{self.name}[{index}] is read before anything was written there"
+                why = getattr(row, "why", "is read before anything was written there")
+                what = f"{self.name}[{index}] {why}"
                 self.fault(UninitialisedRead, what, lanes, int(missing.argmax()))
             return np.zeros(lanes.n, self.dtype) if row is None else row.values
         return row.values

@@ -94,11 +94,11 @@ class Machine:
     # where
 
     def place(self) -> Place:
-        """File and line of the source that is running."""
+        """File and line of the source that is running; of an access function (kernels/device.py), those of its call."""
         frame: Any = sys._getframe(1)
-        namespace = self.program.namespace
+        namespace, accesses = self.program.namespace, self.program.accesses
         while frame is not None:
-            if frame.f_globals is namespace:
+            if frame.f_globals is namespace and frame.f_code.co_name not in accesses:
                 return frame.f_code.co_filename, frame.f_lineno
             frame = frame.f_back
         return "", 0

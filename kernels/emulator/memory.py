@@ -94,11 +94,17 @@ class Memory:
         self._before(ATOMIC, lanes, inside, flat, 1)
         return update(self.data, operation, flat, [lanes.vector(value) for value in values])
 
+    def load_block(self, lanes: Lanes, index: Any, count: int) -> Vector:
+        """`count` consecutive elements for each lane, (lanes, count), as the copy engine reads them."""
+        inside = lanes.vector(self.bounded(lanes, index, count))
+        self._before(READ, lanes, inside, inside, count, in_bulk=True)
+        return np.asarray(self.data[inside[:, None] + np.arange(count)])
+
     def _flat(self, lanes: Lanes, inside: Any) -> Any:  # noqa: ARG002
         """Where in `data` an index is that is within bounds."""
         return inside
 
-    def _before(self, kind: str, lanes: Lanes, inside: Any, flat: Any, count: int) -> None:
+    def _before(self, kind: str, lanes: Lanes, inside: Any, flat: Any, count: int, in_bulk: bool = False) -> None:
         """Check an access of `count` elements, and tell who wants to know."""
         raise NotImplementedError
 
@@ -158,8 +164,11 @@ class Memory:
         """Raise a fault of the k-th of these lanes."""
         self.machine.fault(kind, what, code=int(lanes.code[k]), array=self.name)
 
-    def observe(self, kind: str, lanes: Lanes, inside: Any, count: int) -> None:
-        """Tell the observer, if there is one."""
+    def observe(self, kind: str, lanes: Lanes, inside: Any, count: int, in_bulk: bool = False) -> None:
+        """Tell the observer, if there is one; of what is copied in bulk as if all threads had 16 bytes at a time."""
+        if in_bulk:
+            self._observe_in_bulk(kind, lanes, lanes.vector(inside), count)
+            return
         machine = self.machine
         if machine.observer is not None:
             itemsize = self.dtype.itemsize
@@ -168,6 +177,19 @@ class Memory:
                 machine.place(), OBSERVED[kind], self.space, self.name, address, count * itemsize, lanes.ids,
                 machine.threads,
             )  # fmt: skip
+
+    def _observe_in_bulk(self, kind: str, lanes: Lanes, inside: Vector, count: int) -> None:
+        machine, itemsize = self.machine, self.dtype.itemsize
+        if machine.observer is None:
+            return
+        chunks = np.arange(0, count * itemsize, 16)
+        for first in range(0, len(chunks), machine.threads):
+            some = chunks[first : first + machine.threads]
+            address = (inside[:, None] * itemsize + self.counted_from + some).ravel()
+            alike = (lanes.row[:, None] * machine.threads + np.arange(len(some))).ravel()
+            machine.observer.memory(
+                machine.place(), OBSERVED[kind], self.space, self.name, address, 16, alike, machine.threads
+            )
 
 
 def spread(index: Vector, count: int) -> Vector:
@@ -204,11 +226,11 @@ class Global(Memory):
 
         return merged_pointers(values, positions, n)
 
-    def _before(self, kind: str, lanes: Lanes, inside: Any, flat: Any, count: int) -> None:
+    def _before(self, kind: str, lanes: Lanes, inside: Any, flat: Any, count: int, in_bulk: bool = False) -> None:
         if kind != READ and self.refuses_stores:
             self.fault(ModifiedInput, f"{self.name} is only to be read", lanes, 0)
         assert self.is_read if kind == READ else self.is_written, f"{kind} of {self.name} was not foreseen"
-        self.observe(kind, lanes, inside, count)
+        self.observe(kind, lanes, inside, count, in_bulk)
         if self.written is None and self.shadow is None:
             return
         elements = spread(lanes.vector(flat), count)

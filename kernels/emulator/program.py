@@ -104,6 +104,8 @@ def _translate(
     while name in program.listing:
         name += "_"
     program.listing[name] = ""
+    if caller is not None and getattr(function, "is_access", False):
+        program.accesses.add(name)
     translator = _begin(program, function, source, given, identity)
     kind, origin = translator.whole_body(source.tree.body)
     own = sorted(translator.variables - set(given))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.emulator.async_proxy import AsyncProxy
 from kernels.emulator.faults import UninitialisedRead, UnsupportedFeature
 from kernels.emulator.lanes import Lanes
 from kernels.emulator.memory import Memory, spread
@@ -31,9 +32,12 @@ class SharedMemory:
         self.shadow: SharedShadow | None = None
         self.written: Vector | None = None  # per unit
         self.arriving: Vector | None = None  # per unit: being copied by cp.async
+        self.async_proxy: AsyncProxy | None = None
         if machine.checks:
             self.written = np.zeros(blocks * self.per_block, np.bool_)
             self.shadow = SharedShadow(len(self.written), self.per_block, machine.total_threads, machine.race)
+            if machine.program.async_proxy:
+                self.async_proxy = AsyncProxy(len(self.written))
 
 
 class Shared(Memory):
@@ -90,9 +94,17 @@ class Shared(Memory):
         flat = lanes.vector(self._flat(lanes, self.bounded(lanes, index, count)))
         return spread(flat * self._units, count * self._units)
 
-    def _before(self, kind: str, lanes: Lanes, inside: Any, flat: Any, count: int) -> None:
+    def store_block(self, lanes: Lanes, index: Any, values: Vector) -> None:
+        """Store (lanes, count) consecutive elements for each lane, as the copy engine does."""
+        count = values.shape[1]
+        inside = self.bounded(lanes, index, count)
+        flat = lanes.vector(self._flat(lanes, inside))
+        self._before(WRITE, lanes, inside, flat, count, in_bulk=True)
+        self.data[flat[:, None] + np.arange(count)] = values
+
+    def _before(self, kind: str, lanes: Lanes, inside: Any, flat: Any, count: int, in_bulk: bool = False) -> None:
         machine, memory = self.machine, self.memory
-        self.observe(kind, lanes, inside, count)
+        self.observe(kind, lanes, inside, count, in_bulk)
         if memory.shadow is None or memory.written is None:
             return
         elements, code = lanes.vector(flat), lanes.code
@@ -100,6 +112,8 @@ class Shared(Memory):
         if repeat > 1:
             elements, code = spread(elements * self._units, repeat), code.repeat(repeat)
         if kind == WRITE:
+            if memory.async_proxy is not None:
+                memory.async_proxy.store(self, lanes, elements, repeat, in_bulk)
             memory.written[elements] = True
         else:
             there = memory.written.take(elements, mode="wrap")

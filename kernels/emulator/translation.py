@@ -113,10 +113,12 @@ class Program:
     sites: dict[Any, SharedSite] = field(default_factory=dict)
     shared_arrays: int = 0  # how often the translation came by one
     by_call: set[Any] = field(default_factory=set)  # functions whose calls have shared arrays of their own
+    accesses: set[str] = field(default_factory=set)  # functions that are reported at the line of their call
     reads: set[str] = field(default_factory=set)
     writes: set[str] = field(default_factory=set)
     promotions: dict[tuple[str, int], Float64Promotion] = field(default_factory=dict)
     cooperative: bool = False
+    async_proxy: bool = False  # whether shared memory is used by wgmma or the copy engine
     entry: Callable[..., Any] | None = None
     listing: dict[str, str] = field(default_factory=dict)
     _constants: dict[Any, str] = field(default_factory=dict)

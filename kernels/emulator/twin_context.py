@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from kernels.emulator.context import Observer
 from kernels.emulator.faults import DivergentBarrier, UnsupportedFeature
 from kernels.emulator.lanes import Lanes
-from kernels.emulator.shadow import WRITE, Access
+from kernels.emulator.shadow import READ, WRITE, Access
 
 if TYPE_CHECKING:
     from kernels.emulator.machine import Machine
@@ -135,10 +135,13 @@ class TwinContext:
         if pointer.space != "shared":
             self.refuse(f"an asynchronous copy to {pointer.name}, which is no shared array")
         self.store(pointer, index, values)
+        return self._under_way(pointer, index, len(values))
+
+    def _under_way(self, pointer: Any, index: Any, count: int) -> Any:
         memory = pointer.memory
         if memory.written is None:
             return None
-        units = pointer.units(self._lanes, index, len(values))
+        units = pointer.units(self._lanes, index, count)
         if memory.arriving is None:
             memory.arriving = np.zeros_like(memory.written)
         memory.written[units] = False
@@ -159,6 +162,63 @@ class TwinContext:
         machine = self._machine
         access = Access(WRITE, units, code, machine.clock, machine.place(), token.array.name)
         memory.shadow.access(token.array.key, access)
+
+    def load_block(self, pointer: Any, index: Any, count: int) -> Vector:
+        """Consecutive elements for each lane, (lanes, count), as the copy engine reads them."""
+        return np.asarray(pointer.load_block(self._lanes, index, count))
+
+    def start_bulk(self, pointer: Any, index: Any, values: Vector) -> Any:
+        """As `start_copy`, of (lanes, count) elements."""
+        pointer.store_block(self._lanes, index, values)
+        return self._under_way(pointer, index, values.shape[1])
+
+    def load_async(self, pointer: Any, index: Any, count: int) -> tuple[tuple[Any, ...], Any]:
+        """Consecutive elements, read through the async proxy, and a token for `finish_read`."""
+        values = self.load(pointer, index, count)
+        proxy = pointer.memory.async_proxy
+        if proxy is None:
+            return values, None
+        units = pointer.units(self._lanes, index, count)
+        proxy.read(pointer, self._lanes, units, len(units) // self._lanes.n)
+        return values, Copy(pointer, units, self._lanes.code.repeat(len(units) // self._lanes.n))
+
+    def finish_read(self, token: Any, done: Vector) -> None:
+        """What was read by those of the lanes may be overwritten."""
+        if token is None or not done.any():
+            return
+        meant = done.repeat(len(token.units) // len(done))
+        units, code = token.units[meant], token.code[meant]
+        memory, machine = token.array.memory, self._machine
+        memory.async_proxy.done(units)
+        access = Access(READ, units, code, machine.clock, machine.place(), token.array.name)
+        memory.shadow.access(token.array.key, access)
+
+    def fence_proxy(self) -> None:
+        """Show the async proxy what these lanes have stored to shared memory."""
+        memory = self._machine.shared_memory
+        if memory is not None and memory.async_proxy is not None:
+            memory.async_proxy.fence(self._lanes)
+
+    def require_fenced(self, pointer: Any, index: Any, count: int) -> None:
+        """Fault where the async proxy may not see these elements of a shared array yet."""
+        proxy = pointer.memory.async_proxy
+        if proxy is not None:
+            proxy.require(pointer, self._lanes, pointer.units(self._lanes, index, count), count)
+
+    def row(self, array: Any, k: int) -> Any:
+        """Element k of a local array: None or Partial where it is unset."""
+        if array.space != "local":
+            self.refuse(f"sums in {array.name}, which is in {array.space} memory and no local array")
+        return array.row(self._lanes, k)
+
+    def set_row(self, array: Any, k: int, row: Any) -> None:
+        """Replace it."""
+        array.set_row(self._lanes, k, row)
+
+    def fault(self, kind: Any, what: str, array: Any = None) -> NoReturn:
+        """Raise a fault of the first lane at this line."""
+        name = None if array is None else array.name
+        self._machine.fault(kind, what, code=int(self._lanes.code[0]), array=name)
 
     def within(self, mask: Vector) -> "TwinContext":
         """The same for some of the active lanes."""

@@ -1,4 +1,6 @@
-"""Twins of the instructions in kernels.intrinsics: wide accesses, pointers, asynchronous copies, release and acquire.
+"""Twins of the instructions in kernels.intrinsics and kernels.packed.
+
+They are wide accesses, pointers, asynchronous copies, release and acquire, and numbers of 16 bits.
 
 cp.async. What a copy brings is read when it starts (the hardware reads it some time before the wait, so writing to the
 source in between is a bug that is not noticed here), and counts as not there until the copying thread waits for the
@@ -12,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels import intrinsics
+from kernels import bulk_copy, guarded_load, intrinsics, packed
 from kernels.emulator import libdevice
 from kernels.emulator.context import Context
 from kernels.emulator.lanes import narrow
 
 Vector = NDArray[Any]
-WORD = 4  # bytes of an element
+WORD = 4  # bytes of an element, or of two of 16 bits
+UINT32 = np.dtype(np.uint32)
 
 
 @dataclass
@@ -73,9 +76,26 @@ def _start(context: Context, destination: Any, values: tuple[Any, ...], dtype: A
     copies.pending.append(_Copy(token, lanes, copies.committed.take(lanes)))
 
 
+def _bits(values: Any) -> Any:
+    """Of numbers of 16 bits, as uint32."""
+    return np.asarray(values).view(np.uint16).astype(np.uint32)[()]
+
+
+def _load_words(context: Context, x: Any, i: Any, words: int) -> tuple[Any, ...]:
+    """Of 4 bytes each; what has 16 bits comes two in a word, the first in the lower half."""
+    if x.dtype.itemsize == WORD:
+        return context.load(x, i, words)
+    halves = [_bits(value) for value in context.load(x, i, 2 * words)]
+    return tuple(low | high << np.uint32(16) for low, high in zip(halves[::2], halves[1::2], strict=True))
+
+
+def _type_of_words(x: Any) -> np.dtype[Any]:
+    return x.dtype if x.dtype.itemsize == WORD else UINT32
+
+
 def _copy(words: int) -> Any:
     def twin(context: Context, destination: Any, x: Any, i: Any) -> None:
-        _start(context, destination, context.load(x, i, words), x.dtype)
+        _start(context, destination, _load_words(context, x, i, words), _type_of_words(x))
 
     return twin
 
@@ -87,19 +107,20 @@ def _copy_zero_fill(words: int) -> Any:
             context.refuse(
                 f"cp.async of {WORD * words} bytes with a source size that is larger, or no multiple of {WORD}"
             )
-        filled = [np.zeros(len(index), x.dtype) for _ in range(words)]
+        filled = [np.zeros(len(index), _type_of_words(x)) for _ in range(words)]
         whole = size == WORD * words
         if whole.any():  # lanes that read nothing need no valid address
             lanes = whole.nonzero()[0]
-            loaded = context.within(whole).load(narrow(x, lanes), index[lanes], words)
+            loaded = _load_words(context.within(whole), narrow(x, lanes), index[lanes], words)
             for row, values in zip(filled, loaded, strict=True):
                 row[lanes] = values
         for k in range(words):
             some = (size > WORD * k) & ~whole
             if some.any():
                 lanes = some.nonzero()[0]
-                filled[k][lanes] = context.within(some).load(narrow(x, lanes), index[lanes] + k)[0]
-        _start(context, destination, tuple(filled), x.dtype)
+                place = index[lanes] + k * (WORD // x.dtype.itemsize)
+                filled[k][lanes] = _load_words(context.within(some), narrow(x, lanes), place, 1)[0]
+        _start(context, destination, tuple(filled), _type_of_words(x))
 
     return twin
 
@@ -132,6 +153,26 @@ def _fma(context: Context, a: Any, b: Any, c: Any) -> Any:
     return libdevice.fma(a, b, c)
 
 
+def _store_bits(context: Context, y: Any, i: Any, word: Any) -> None:
+    context.store(y, i, (np.asarray(word).astype(np.uint16).view(y.dtype)[()],))
+
+
+def _store_words(context: Context, y: Any, i: Any, *words: Any) -> None:
+    halves = (half for word in words for half in (word, np.asarray(word) >> np.uint32(16)))
+    context.store(y, i, [np.asarray(half).astype(np.uint16).view(y.dtype)[()] for half in halves])
+
+
+def _unpack_bf16(context: Context, word: Any) -> tuple[Any, Any]:  # noqa: ARG001
+    word = np.asarray(word)
+    return (word << np.uint32(16)).view(np.float32)[()], (word & np.uint32(0xFFFF0000)).view(np.float32)[()]
+
+
+def _unpack_f16(context: Context, word: Any) -> tuple[Any, ...]:  # noqa: ARG001
+    word = np.asarray(word)
+    halves = word.astype(np.uint16), (word >> np.uint32(16)).astype(np.uint16)
+    return tuple(half.view(np.float16).astype(np.float32)[()] for half in halves)
+
+
 # what they do to the arrays that they are given; others may do both
 ONLY_READ = frozenset(
     {
@@ -142,9 +183,13 @@ ONLY_READ = frozenset(
         intrinsics.cp_async_4_zero_fill,
         intrinsics.cp_async_16,
         intrinsics.cp_async_16_zero_fill,
+        packed.load_bits,
+        packed.load_words,
+        guarded_load.load4_where,
+        bulk_copy.copy_bulk,
     }
 )
-ONLY_WRITE = frozenset({intrinsics.store2, intrinsics.store4})
+ONLY_WRITE = frozenset({intrinsics.store2, intrinsics.store4, packed.store_bits, packed.store_words})
 
 intrinsics.TWINS.update(
     {
@@ -164,5 +209,11 @@ intrinsics.TWINS.update(
         intrinsics.cp_async_wait: _wait,
         intrinsics.add_release: lambda context, x, i, value: context.add_release(x, i, value),
         intrinsics.load_acquire: lambda context, x, i: context.load_acquire(x, i),
+        packed.load_bits: lambda context, x, i: _bits(context.load(x, i)[0]),
+        packed.store_bits: _store_bits,
+        packed.load_words: lambda context, x, i: _load_words(context, x, i, 4),
+        packed.store_words: _store_words,
+        packed.unpack_bf16: _unpack_bf16,
+        packed.unpack_f16: _unpack_f16,
     }
 )

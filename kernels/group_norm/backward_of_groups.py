@@ -11,7 +11,7 @@ from typing import Any
 
 from numba import cuda, float32, int64, uint32
 
-from kernels.batchnorm.gradient_sums import block_adder
+from kernels.batchnorm.adding import block_adder
 from kernels.batchnorm.split import AHEAD, BLOCK, CHUNK, loader, storer
 from kernels.device import WARP, inlined
 from kernels.group_norm.layout import placer

@@ -11,7 +11,7 @@ from typing import Any
 
 from numba import cuda, float32, int64, uint32
 
-from kernels.batchnorm.gradient_sums import block_adder
+from kernels.batchnorm.adding import block_adder
 from kernels.batchnorm.split import AHEAD, BLOCK, CHUNK, Split, largest_power_below, loader, storer
 from kernels.group_norm.layout import Team, kept, piece_of, reader
 from kernels.launch import Cost, Floats, Int64, Launch, blocks_for, kernel

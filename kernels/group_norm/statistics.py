@@ -15,8 +15,9 @@ from typing import Any
 from numba import cuda, float32, int64, uint32
 
 from kernels.batch_statistics import BatchStatistics
+from kernels.batchnorm.merging import block_merger, merged
 from kernels.batchnorm.split import AHEAD, BLOCK, CHUNK, ENOUGH, Split, largest_power_below
-from kernels.batchnorm.statistics import block_merger, merged, shifted_summer
+from kernels.batchnorm.statistics import shifted_summer
 from kernels.device import index_type
 from kernels.errors import ShapeError
 from kernels.group_norm.layout import (
@@ -50,6 +51,7 @@ def _sum_shifted(channels: int, index: Any, width: int) -> Launch:
         shifts = cuda.shared.array(size, float32)
         sums = cuda.shared.array(size, float32)
         squares = cuda.shared.array(size, float32)
+        rests = cuda.shared.array(size, float32)
         values = cuda.local.array(loads, float32)
         chunk_shift = cuda.local.array(width, float32)
         chunk_sum = cuda.local.array(width, float32)
@@ -62,10 +64,11 @@ def _sum_shifted(channels: int, index: Any, width: int) -> Launch:
         if row >= depth or channel >= channels:
             end = index(0)
         sum_rows(
-            x, at, end, channel, thread, counts, shifts, sums, squares, values, chunk_shift, chunk_sum, chunk_square
-        )
+            x, at, end, channel, thread, counts, shifts, sums, squares, rests,
+            values, chunk_shift, chunk_sum, chunk_square,
+        )  # fmt: skip
         place, plane = cuda.blockIdx.x // across * channels + channel, sections * per * channels
-        merge_and_store(partial, place, plane, row, channel, thread, counts, shifts, sums, squares, values)
+        merge_and_store(partial, place, plane, row, channel, thread, counts, shifts, sums, squares, rests, values)
 
     return Launch(
         sum_shifted,
@@ -115,6 +118,7 @@ def group_norm_finish_statistics(channels: int, groups: int) -> Launch:
         shifts = cuda.shared.array(BLOCK, float32)
         sums = cuda.shared.array(BLOCK, float32)
         squares = cuda.shared.array(BLOCK, float32)
+        rests = cuda.shared.array(BLOCK, float32)
         thread = cuda.threadIdx.x
         row, lane = thread // lanes, thread % lanes
         which, place = cuda.blockIdx.x * side + lane // together, lane % together
@@ -135,8 +139,9 @@ def group_norm_finish_statistics(channels: int, groups: int) -> Launch:
         shifts[thread] = k1
         sums[thread] = s1
         squares[thread] = q1
-        merge_block(thread, row, counts, shifts, sums, squares)
-        n1, k1, s1, q1 = counts[thread], shifts[thread], sums[thread], squares[thread]
+        rests[thread] = float32(0)
+        merge_block(thread, row, counts, shifts, sums, squares, rests)
+        n1, k1, s1, q1 = counts[thread], shifts[thread], sums[thread], squares[thread] + rests[thread]
         stride = start
         while stride > 0:
             n2 = cuda.shfl_down_sync(0xFFFFFFFF, n1, stride)

@@ -12,8 +12,8 @@ from typing import Any
 
 from numba import cuda, float32, int64, uint32
 
+from kernels.batchnorm.merging import block_merger, finite, merged
 from kernels.batchnorm.split import AHEAD, BLOCK, CHUNK, loader
-from kernels.batchnorm.statistics import block_merger, finite, merged
 from kernels.device import WARP, inlined
 from kernels.group_norm.layout import placer
 from kernels.launch import Cost, Float, Floats, Int64, Launch, blocks_for, kernel
@@ -64,13 +64,15 @@ def set_merger(threads: int) -> Any:
         shifts = cuda.shared.array(threads, float32)
         sums = cuda.shared.array(threads, float32)
         squares = cuda.shared.array(threads, float32)
+        rests = cuda.shared.array(threads, float32)
         thread = cuda.threadIdx.x
         counts[thread] = n
         shifts[thread] = shift
         sums[thread] = total
         squares[thread] = square
-        merge_block(thread, thread, counts, shifts, sums, squares)
-        return counts[thread], shifts[thread], sums[thread], squares[thread]
+        rests[thread] = float32(0)
+        merge_block(thread, thread, counts, shifts, sums, squares, rests)
+        return counts[thread], shifts[thread], sums[thread], squares[thread] + rests[thread]
 
     return merge_lanes if threads <= WARP else merge_threads
 

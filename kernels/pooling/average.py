@@ -2,6 +2,7 @@
 
 Traffic  forward reads x (as often as windows overlap, but then from a cache) and writes y once; backward reads dy alike
          and writes dx once. It gathers: a thread owns an element of dx and adds the shares of the windows that hold it.
+         By tiles (average_tiled.py) each passes about once.
 For maths, shapes and edges see reference.py.
 """
 
@@ -9,11 +10,14 @@ from typing import Any
 
 from numba import cuda, float32, int32, int64, uint32
 
-from kernels.choice import vectors
-from kernels.device import index_type, inlined
+from kernels.device import index_type
 from kernels.intrinsics import load4, store4
 from kernels.launch import Array, Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques
+from kernels.pooling.average_tiled import avg_pool2d_backward_tiled, avg_pool2d_forward_tiled
+from kernels.pooling.divisor import divisor_of
 from kernels.pooling.geometry import Geometry, geometry_of, places
+from kernels.pooling.tile import NAME as TILED
+from kernels.pooling.tile import backward_option, choice, forward_option
 from kernels.window import Pair
 
 BLOCK = 256
@@ -26,35 +30,11 @@ EXAMPLES = [
 WIDE = "LDG.E.128", "STG.E.128"
 
 
-def _divisor(geometry: Geometry, count_include_pad: bool) -> Any:
-    """A device function: by how much the sum of a window is divided."""
-    height, width, _, (kh, kw), (sh, sw), (ph, pw), _, _ = geometry
-    constant = count_include_pad or (ph == 0 and pw == 0)
-    within = geometry.beyond == (0, 0)  # what lies beyond the padding never counts
-    taps = kh * kw
-    edge_down, edge_across = (ph, pw) if count_include_pad else (0, 0)  # that counts, around the image
-
-    @inlined
-    def counted(window, stride, padding, taps, size, edge):
-        first = window * stride - padding
-        return min(first + taps, size + edge) - max(first, -edge)
-
-    @inlined
-    def divisor(window_row, window_column):
-        if constant and within:
-            return float32(taps)
-        return float32(
-            counted(window_row, sh, ph, kh, height, edge_down) * counted(window_column, sw, pw, kw, width, edge_across)
-        )
-
-    return divisor
-
-
 @kernel(traffic="x -> y", registers=48, examples=EXAMPLES)
 def avg_pool2d_forward_scalar(index: Any, geometry: Geometry, count_include_pad: bool) -> Launch:
     """One output a thread; neighbours have neighbouring channels."""
     height, width, c, (kh, kw), (sh, sw), (ph, pw), _, _ = geometry
-    output, divisor = places(index, *geometry.output, c), _divisor(geometry, count_include_pad)
+    output, divisor = places(index, *geometry.output, c), divisor_of(geometry, count_include_pad)
 
     def avg_pool2d_forward(x: Floats, y: Floats, n: Int64):
         i = index(cuda.blockIdx.x * BLOCK + cuda.threadIdx.x)
@@ -77,7 +57,7 @@ def avg_pool2d_forward_scalar(index: Any, geometry: Geometry, count_include_pad:
 def avg_pool2d_forward_vector(index: Any, geometry: Geometry, count_include_pad: bool) -> Launch:
     """Four channels a thread, in loads and a store of 16 bytes. c is a multiple of 4."""
     height, width, c, (kh, kw), (sh, sw), (ph, pw), _, _ = geometry
-    output, divisor = places(index, *geometry.output, c), _divisor(geometry, count_include_pad)
+    output, divisor = places(index, *geometry.output, c), divisor_of(geometry, count_include_pad)
 
     def avg_pool2d_forward(x: Floats, y: Floats, n: Int64):
         i = index(4 * (cuda.blockIdx.x * BLOCK + cuda.threadIdx.x))
@@ -107,7 +87,7 @@ def avg_pool2d_backward_scalar(index: Any, geometry: Geometry, count_include_pad
     """One element of dx a thread; it adds the shares of the windows that hold it."""
     height, width, c, (kh, kw), (sh, sw), (ph, pw), _, _ = geometry
     (ho, wo), (windows_down, windows_across) = geometry.output, geometry.overlap
-    input_place, divisor = places(index, height, width, c), _divisor(geometry, count_include_pad)
+    input_place, divisor = places(index, height, width, c), divisor_of(geometry, count_include_pad)
 
     def avg_pool2d_backward(dy: Floats, dx: Floats, n: Int64):
         i = index(cuda.blockIdx.x * BLOCK + cuda.threadIdx.x)
@@ -135,7 +115,7 @@ def avg_pool2d_backward_vector(index: Any, geometry: Geometry, count_include_pad
     """Four channels a thread, in loads and a store of 16 bytes. c is a multiple of 4."""
     height, width, c, (kh, kw), (sh, sw), (ph, pw), _, _ = geometry
     (ho, wo), (windows_down, windows_across) = geometry.output, geometry.overlap
-    input_place, divisor = places(index, height, width, c), _divisor(geometry, count_include_pad)
+    input_place, divisor = places(index, height, width, c), divisor_of(geometry, count_include_pad)
 
     def avg_pool2d_backward(dy: Floats, dx: Floats, n: Int64):
         i = index(4 * (cuda.blockIdx.x * BLOCK + cuda.threadIdx.x))
@@ -161,7 +141,7 @@ def avg_pool2d_backward_vector(index: Any, geometry: Geometry, count_include_pad
     return Launch(avg_pool2d_backward, BLOCK, lambda n: blocks_for(n, 4 * BLOCK), _backward_cost(geometry))
 
 
-@techniques("scalar", "vector")
+@techniques("scalar", "vector", "tiled")
 def avg_pool2d_forward(
     run: Runner,
     x: Array,
@@ -176,17 +156,22 @@ def avg_pool2d_forward(
 ) -> None:
     """Launch on `run`. Raises ShapeError where shapes do not fit.
 
-    The vector technique takes arrays that start at multiples of 16 bytes, with channels in multiples of 4; asked for
-    others it raises TechniqueError.
+    The techniques but "scalar" take arrays that start at multiples of 16 bytes, with channels in multiples of 4, and
+    "tiled" windows that overlap; asked for others they raise TechniqueError.
     """
     geometry = geometry_of("avg_pool2d_forward", ("x", x), {"y": y}, kernel, stride, padding, (1, 1), ceil_mode)
-    vector = vectors(run, "avg_pool2d_forward", technique, {"channels": geometry.c}, x=x, y=y)
-    if y.size:
-        factory = avg_pool2d_forward_vector if vector else avg_pool2d_forward_scalar
-        run(factory(index_type(max(x.size, y.size)), geometry, bool(count_include_pad)), x, y, y.size)
+    technique = choice(run, "avg_pool2d_forward", technique, geometry.c, forward_option(geometry), x=x, y=y)
+    if y.size == 0:
+        return
+    options = index_type(max(x.size, y.size)), geometry, bool(count_include_pad)
+    if technique == TILED:
+        run(avg_pool2d_forward_tiled(*options), x, y, x.shape[0])
+    else:
+        factory = avg_pool2d_forward_vector if technique == "vector" else avg_pool2d_forward_scalar
+        run(factory(*options), x, y, y.size)
 
 
-@techniques("scalar", "vector")
+@techniques("scalar", "vector", "tiled")
 def avg_pool2d_backward(
     run: Runner,
     dy: Array,
@@ -199,12 +184,20 @@ def avg_pool2d_backward(
     *,
     technique: str | None = None,
 ) -> None:
-    """Launch on `run`. Errors and techniques as in `avg_pool2d_forward`."""
+    """Launch on `run`. Errors and techniques as in `avg_pool2d_forward`.
+
+    "tiled" takes windows that do not overlap too, if they are no more than 9 elements apart.
+    """
     geometry = geometry_of("avg_pool2d_backward", ("dx", dx), {"dy": dy}, kernel, stride, padding, (1, 1), ceil_mode)
-    vector = vectors(run, "avg_pool2d_backward", technique, {"channels": geometry.c}, dy=dy, dx=dx)
-    if dx.size:
-        factory = avg_pool2d_backward_vector if vector else avg_pool2d_backward_scalar
-        run(factory(index_type(max(dx.size, dy.size)), geometry, bool(count_include_pad)), dy, dx, dx.size)
+    technique = choice(run, "avg_pool2d_backward", technique, geometry.c, backward_option(geometry, 1), dy=dy, dx=dx)
+    if dx.size == 0:
+        return
+    options = index_type(max(dx.size, dy.size)), geometry, bool(count_include_pad)
+    if technique == TILED:
+        run(avg_pool2d_backward_tiled(*options), dy, dx, dx.shape[0])
+    else:
+        factory = avg_pool2d_backward_vector if technique == "vector" else avg_pool2d_backward_scalar
+        run(factory(*options), dy, dx, dx.size)
 
 
 def _forward_cost(geometry: Geometry) -> Any:

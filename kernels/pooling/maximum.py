@@ -2,7 +2,8 @@
 
 Traffic  forward reads x at least once (as often as windows overlap, but then from a cache) and writes y and index;
          backward reads dy and index alike and writes dx once. It gathers: a thread owns an element of dx and looks at
-         the windows that hold it. So no two threads add to one element, and the sum has one order.
+         the windows that hold it. So no two threads add to one element, and the sum has one order. By tiles
+         (maximum_tiled.py) each passes about once.
 For maths, shapes and edges see reference.py.
 """
 
@@ -10,15 +11,17 @@ from typing import Any
 
 from numba import cuda, float32, int32, int64, uint32
 
-from kernels.choice import vectors
-from kernels.device import index_type, inlined
+from kernels.device import index_type
 from kernels.intrinsics import load4, store4
 from kernels.launch import Array, Cost, Floats, Int32s, Int64, Launch, Runner, blocks_for, kernel, techniques
+from kernels.pooling.extremes import LOWEST, first_real, wins
 from kernels.pooling.geometry import Geometry, geometry_of, places
+from kernels.pooling.maximum_tiled import max_pool2d_backward_tiled, max_pool2d_forward_tiled
+from kernels.pooling.tile import NAME as TILED
+from kernels.pooling.tile import backward_option, choice, forward_option
 from kernels.window import Pair
 
 BLOCK = 256
-LOWEST = float("-inf")
 EXAMPLES = [
     (uint32, Geometry(28, 28, 32, (2, 2), (2, 2), (0, 0))),
     (uint32, Geometry(32, 32, 64, (3, 3), (2, 2), (1, 1))),
@@ -26,18 +29,6 @@ EXAMPLES = [
     (uint32, Geometry(32, 32, 64, (3, 3), (2, 2), (1, 1), (2, 3), True)),
 ]
 WIDE = "LDG.E.128", "STG.E.128"
-
-
-@inlined
-def wins(value, best):
-    """Whether value takes the place of the best so far: the first of equals stays, but the last NaN comes through."""
-    return value > best or value != value
-
-
-@inlined
-def first_real(start, dilation):
-    """Of the taps of a window that starts there, the first that is no padding."""
-    return start % dilation if start < 0 else start
 
 
 @kernel(traffic="x -> y, place", registers=48, examples=EXAMPLES)
@@ -160,7 +151,7 @@ def max_pool2d_backward_vector(index: Any, geometry: Geometry) -> Launch:
     return Launch(max_pool2d_backward, BLOCK, lambda n: blocks_for(n, 4 * BLOCK), _backward_cost(geometry))
 
 
-@techniques("scalar", "vector")
+@techniques("scalar", "vector", "tiled")
 def max_pool2d_forward(
     run: Runner,
     x: Array,
@@ -176,18 +167,24 @@ def max_pool2d_forward(
 ) -> None:
     """Launch on `run`. Raises ShapeError where shapes do not fit.
 
-    The vector technique takes arrays that start at multiples of 16 bytes, with channels in multiples of 4; asked for
-    others it raises TechniqueError.
+    The techniques but "scalar" take arrays that start at multiples of 16 bytes, with channels in multiples of 4, and
+    "tiled" windows that overlap; asked for others they raise TechniqueError.
     """
     pooled, window = {"y": y, "index": index}, (kernel, stride, padding, dilation, ceil_mode)
     geometry = geometry_of("max_pool2d_forward", ("x", x), pooled, *window)
-    vector = vectors(run, "max_pool2d_forward", technique, {"channels": geometry.c}, x=x, y=y, index=index)
-    if y.size:
-        factory = max_pool2d_forward_vector if vector else max_pool2d_forward_scalar
-        run(factory(index_type(max(x.size, y.size)), geometry), x, y, index, y.size)
+    arrays, of_tile = {"x": x, "y": y, "index": index}, forward_option(geometry)
+    technique = choice(run, "max_pool2d_forward", technique, geometry.c, of_tile, **arrays)
+    if y.size == 0:
+        return
+    index_kind = index_type(max(x.size, y.size))
+    if technique == TILED:
+        run(max_pool2d_forward_tiled(index_kind, geometry), x, y, index, x.shape[0])
+    else:
+        factory = max_pool2d_forward_vector if technique == "vector" else max_pool2d_forward_scalar
+        run(factory(index_kind, geometry), x, y, index, y.size)
 
 
-@techniques("scalar", "vector")
+@techniques("scalar", "vector", "tiled")
 def max_pool2d_backward(
     run: Runner,
     dy: Array,
@@ -201,13 +198,22 @@ def max_pool2d_backward(
     *,
     technique: str | None = None,
 ) -> None:
-    """Launch on `run`; `index` is forward's. Errors and techniques as in `max_pool2d_forward`."""
+    """Launch on `run`; `index` is forward's. Errors and techniques as in `max_pool2d_forward`.
+
+    "tiled" takes windows that do not overlap too, if they are no more than 9 elements apart.
+    """
     pooled, window = {"dy": dy, "index": index}, (kernel, stride, padding, dilation, ceil_mode)
     geometry = geometry_of("max_pool2d_backward", ("dx", dx), pooled, *window)
-    vector = vectors(run, "max_pool2d_backward", technique, {"channels": geometry.c}, dy=dy, index=index, dx=dx)
-    if dx.size:
-        factory = max_pool2d_backward_vector if vector else max_pool2d_backward_scalar
-        run(factory(index_type(max(dx.size, dy.size)), geometry), dy, index, dx, dx.size)
+    arrays, of_tile = {"dy": dy, "index": index, "dx": dx}, backward_option(geometry, 2)
+    technique = choice(run, "max_pool2d_backward", technique, geometry.c, of_tile, **arrays)
+    if dx.size == 0:
+        return
+    index_kind = index_type(max(dx.size, dy.size))
+    if technique == TILED:
+        run(max_pool2d_backward_tiled(index_kind, geometry), dy, index, dx, dx.shape[0])
+    else:
+        factory = max_pool2d_backward_vector if technique == "vector" else max_pool2d_backward_scalar
+        run(factory(index_kind, geometry), dy, index, dx, dx.size)
 
 
 def _forward_cost(geometry: Geometry) -> Any:

@@ -9,7 +9,16 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from minidl.backends.protocol import Array, Backend, BatchStatistics, Pair, Shape
+from minidl.backends.protocol import (
+    Array,
+    Backend,
+    BatchStatistics,
+    GradientSums,
+    Normalization,
+    Pair,
+    PendingGradient,
+    Shape,
+)
 from minidl.errors import ConfigError, DeviceError
 
 DEVICES = ("auto", "cpu", "cuda", "emulator")
@@ -133,7 +142,10 @@ __all__ = [
     "Backend",
     "BatchStatistics",
     "Choice",
+    "GradientSums",
+    "Normalization",
     "Pair",
+    "PendingGradient",
     "Shape",
     "choose",
     "get_backend",

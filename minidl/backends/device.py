@@ -10,6 +10,7 @@ from kernels import (
     activation,
     averaging,
     batchnorm,
+    channel_order,
     channels,
     conv,
     dropout,
@@ -29,8 +30,10 @@ from kernels.augmentation import draw_augmentation
 from kernels.images import gather_images, gather_labels
 from kernels.launch import Graph, Runner
 from kernels.loss import cross_entropy
+from kernels.matmul.tensor_tiles import CHUNK
 from kernels.rows import scale_rows
-from minidl.backends.protocol import Array, BatchStatistics, Pair
+from kernels.storage import STORAGES
+from minidl.backends.protocol import Array, BatchStatistics, GradientSums, Normalization, Pair, PendingGradient
 from minidl.backends.registered import Registered
 from minidl.errors import ConfigError
 
@@ -44,9 +47,11 @@ class DeviceBackend(Registered):
             take tensor cores where the shapes suit them.
         checks_targets: Whether the loss waits to see that each target is a class. A CUDA graph cannot wait; without the
             check, a target that is none makes the loss NaN.
+        asked_for: The technique that `use` was told to take, by operation.
     """
 
     captures = True
+    storages = STORAGES  # of images' activations; the operations go by their arrays' dtypes
 
     name: str
     dtype: np.dtype[Any] = np.dtype(np.float32)
@@ -56,7 +61,7 @@ class DeviceBackend(Registered):
         self.precision = precision
         self.key = self.name, None, precision
         self.checks_targets = True
-        self._chosen: dict[str, str] = {}
+        self.asked_for: dict[str, str] = {}
 
     def techniques(self, operation: str) -> tuple[str, ...]:
         """The techniques that an operation has; none where there is no choice."""
@@ -66,26 +71,31 @@ class DeviceBackend(Registered):
     def use(self, operation: str, technique: str | None) -> None:
         """Take that technique from now on; None lets the operation choose by its arrays. Raises ConfigError."""
         if technique is None:
-            self._chosen.pop(operation, None)
+            self.asked_for.pop(operation, None)
             return
         known = self.techniques(operation)
         if technique not in known:
             has = f"its techniques are {', '.join(known)}" if known else "it has no techniques to choose from"
             raise ConfigError(f"{operation} has no technique '{technique}'; {has}")
-        self._chosen[operation] = technique
+        self.asked_for[operation] = technique
 
     def _launch(self, host: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        technique = self._chosen.get(host.__name__)
+        technique = self.asked_for.get(host.__name__)
         if technique is not None:
             options["technique"] = technique
         return host(self.run, *args, **options)
+
+    @property
+    def capturing(self) -> bool:
+        """Whether `capture` records right now."""
+        return self.run.capturing
 
     def capture(self, function: Callable[[], Any], warm_up: int = 1) -> Graph:
         """See `Backend`."""
         checks = self.checks_targets
 
         def recorded() -> None:
-            self.checks_targets = checks and not self.run.capturing
+            self.checks_targets = checks and not self.capturing
             try:
                 function()
             finally:
@@ -106,6 +116,43 @@ class DeviceBackend(Registered):
 
     def bias_backward(self, dy: Array, db: Array) -> None:
         self._launch(conv.bias_backward, dy, db)
+
+    def fuses_normalization(self, c_in: int, c_out: int) -> bool:
+        return self.precision == "tf32" and c_in % CHUNK == 0 and c_out % CHUNK == 0
+
+    def conv2d_normalized_forward(
+        self,
+        x: Array,
+        before: Normalization | None,
+        w: Array,
+        y: Array,
+        stride: Pair,
+        padding: Pair,
+        eps: float,
+        out: BatchStatistics | None,
+    ) -> None:
+        given = x, before, w, y, stride, padding, eps, out
+        self._launch(conv.conv2d_normalized_forward, *given, precision=self.precision)
+
+    def conv2d_normalized_backward_weight(
+        self, x: Array, before: Normalization | None, dy: PendingGradient, dw: Array, stride: Pair, padding: Pair
+    ) -> None:
+        given = x, before, dy, dw, stride, padding
+        self._launch(conv.conv2d_normalized_backward_weight, *given, precision=self.precision)
+
+    def conv2d_normalized_backward_input(
+        self,
+        dy: PendingGradient,
+        w: Array,
+        dx: Array,
+        stride: Pair,
+        padding: Pair,
+        x: Array | None,
+        before: Normalization | None,
+        sums: GradientSums | None,
+    ) -> None:
+        given = dy, w, dx, stride, padding, x, before, sums
+        self._launch(conv.conv2d_normalized_backward_input, *given, precision=self.precision)
 
     def linear_forward(self, x: Array, w: Array, bias: Array | None, y: Array) -> None:
         self._launch(linear.linear_forward, x, w, bias, y, precision=self.precision)
@@ -187,6 +234,17 @@ class DeviceBackend(Registered):
         gradients = dx, dresidual, dgamma, dbeta
         self._launch(batchnorm.batchnorm_add_relu_backward, x, y, dy, statistics, gamma, *gradients, training)
 
+    def batchnorm_gradient_sums(self, x: Array, dy: Array, normalization: Normalization, sums: GradientSums) -> None:
+        self._launch(batchnorm.batchnorm_gradient_sums, x, dy, normalization, sums)
+
+    def batchnorm_add_relu_gradient_sums(
+        self, x: Array, y: Array, dy: Array, statistics: BatchStatistics, dresidual: Array, sums: GradientSums
+    ) -> None:
+        self._launch(batchnorm.batchnorm_add_relu_gradient_sums, x, y, dy, statistics, dresidual, sums)
+
+    def batchnorm_pending_gradient(self, dy: PendingGradient, dx: Array) -> None:
+        self._launch(batchnorm.batchnorm_pending_gradient, dy, dx)
+
     # Group, layer and instance normalization.
 
     def group_norm_statistics(self, x: Array, groups: int, eps: float, out: BatchStatistics) -> None:
@@ -234,10 +292,10 @@ class DeviceBackend(Registered):
         self._launch(channels.split, whole, parts)
 
     def channels_first(self, x: Array, y: Array) -> None:
-        self._launch(channels.channels_first, x, y)
+        self._launch(channel_order.channels_first, x, y)
 
     def channels_last(self, x: Array, y: Array) -> None:
-        self._launch(channels.channels_last, x, y)
+        self._launch(channel_order.channels_last, x, y)
 
     def dropout(self, x: Array, y: Array, p: float, seed: int, stream: int, call: Array) -> None:
         self._launch(dropout.dropout, x, y, p, seed, stream, call)
@@ -371,9 +429,10 @@ class DeviceBackend(Registered):
         grads: Sequence[Array],
         velocities: Sequence[Array],
         numbers: Array,
+        rows: Sequence[int],
         nesterov: bool,
     ) -> None:
-        self._launch(optimizer.sgd, values, grads, velocities, numbers, nesterov)
+        self._launch(optimizer.sgd, values, grads, velocities, numbers, rows, nesterov)
 
     def adam(
         self,
@@ -382,8 +441,9 @@ class DeviceBackend(Registered):
         first_moments: Sequence[Array],
         second_moments: Sequence[Array],
         numbers: Array,
+        rows: Sequence[int],
     ) -> None:
-        self._launch(optimizer.adam, values, grads, first_moments, second_moments, numbers)
+        self._launch(optimizer.adam, values, grads, first_moments, second_moments, numbers, rows)
 
     def moving_average(self, averages: Sequence[Array], values: Sequence[Array], weight: Array) -> None:
         self._launch(averaging.moving_average, averages, values, weight)
@@ -444,6 +504,7 @@ _MODULES = (
     activation,
     averaging,
     batchnorm,
+    channel_order,
     channels,
     conv,
     dropout,

@@ -15,6 +15,11 @@ class HostMemory:
     dtype: np.dtype[Any]
     captures = False
 
+    @property
+    def capturing(self) -> bool:
+        """Never."""
+        return False
+
     def capture(self, function: Callable[[], Any], warm_up: int = 1) -> Graph:
         """See `Backend`."""
         del function, warm_up

@@ -13,6 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from kernels.batch_statistics import BatchStatistics as BatchStatistics  # part of this interface
+from kernels.batch_statistics import GradientSums as GradientSums
+from kernels.batch_statistics import Normalization as Normalization
+from kernels.batch_statistics import PendingGradient as PendingGradient
 from kernels.launch import Graph as Graph
 
 Array = Any  # numpy.ndarray on the CPU, cupy.ndarray on a GPU
@@ -48,6 +51,10 @@ class Backend(Protocol):
     def describe(self) -> str:
         """The device in a few words, for people."""
 
+    @property
+    def capturing(self) -> bool:
+        """Whether `capture` records right now."""
+
     def capture(self, function: Callable[[], Any], warm_up: int = 1) -> Graph:
         """Record what `function()` asks of the device, after running it `warm_up` times for real; see `Runner.capture`.
 
@@ -62,6 +69,44 @@ class Backend(Protocol):
     def conv2d_backward_weight(self, x: Array, dy: Array, dw: Array, stride: Pair, padding: Pair) -> None: ...
     def bias_backward(self, dy: Array, db: Array) -> None:
         """Db (c,) = the sum of dy's rows; for convolution and linear alike."""
+
+    # Convolution in a chain of normalizations (kernels/conv/normalized_reference.py). x is what the convolution before
+    # has left, `before` how that becomes the activation that is convolved (None: it is one), dy the gradient of y as
+    # what it is worked out from: neither the activation nor that gradient need exist in memory.
+    def fuses_normalization(self, c_in: int, c_out: int) -> bool:
+        """Whether these take fewer passes over memory than their parts, for a convolution of so many channels."""
+
+    def conv2d_normalized_forward(
+        self,
+        x: Array,
+        before: Normalization | None,
+        w: Array,
+        y: Array,
+        stride: Pair,
+        padding: Pair,
+        eps: float,
+        out: BatchStatistics | None,
+    ) -> None:
+        """Y, not normalized, and its statistics into `out` where that is not None; y then has at least one row."""
+
+    def conv2d_normalized_backward_weight(
+        self, x: Array, before: Normalization | None, dy: PendingGradient, dw: Array, stride: Pair, padding: Pair
+    ) -> None: ...
+    def conv2d_normalized_backward_input(
+        self,
+        dy: PendingGradient,
+        w: Array,
+        dx: Array,
+        stride: Pair,
+        padding: Pair,
+        x: Array | None,
+        before: Normalization | None,
+        sums: GradientSums | None,
+    ) -> None:
+        """Dx = the gradient of the activation, 0 where before's ReLU did not pass x; and `sums` from dx and x.
+
+        x, before and sums are None together, where forward's `before` was.
+        """
 
     # Linear (kernels/linear.py). x (n, c_in), w (c_out, c_in), bias (c_out,) or None, y (n, c_out).
     def linear_forward(self, x: Array, w: Array, bias: Array | None, y: Array) -> None: ...
@@ -129,6 +174,14 @@ class Backend(Protocol):
         With a residual, `batchnorm_add_relu_apply` by them; `relu` is then true. x has at least one row.
         """
 
+    # Backward in training a pass at a time, for whoever works dx out where it is read. `sums` without dgamma or dbeta
+    # where they are not wanted.
+    def batchnorm_gradient_sums(self, x: Array, dy: Array, normalization: Normalization, sums: GradientSums) -> None:
+        """The first pass of `batchnorm_backward`: `sums` from dy, the gradient of the normalization's output."""
+
+    def batchnorm_pending_gradient(self, dy: PendingGradient, dx: Array) -> None:
+        """The second pass of `batchnorm_backward`: dx written out."""
+
     # The end of a residual block; residual and dresidual are like x.
     def batchnorm_add_relu_apply(
         self, x: Array, residual: Array, statistics: BatchStatistics, gamma: Array | None, beta: Array | None, y: Array
@@ -152,6 +205,11 @@ class Backend(Protocol):
 
         dgamma and dbeta are None where `batchnorm_backward` has none.
         """
+
+    def batchnorm_add_relu_gradient_sums(
+        self, x: Array, y: Array, dy: Array, statistics: BatchStatistics, dresidual: Array, sums: GradientSums
+    ) -> None:
+        """The first pass of `batchnorm_add_relu_backward` in training: dresidual, and `sums` from it."""
 
     # Group, layer and instance normalization (kernels/group_norm). x, y, dy, dx (n, ..., c): n samples of rows of c
     # channels, of which c / groups neighbours are normalized together; statistics four arrays (n, groups); gamma, beta
@@ -328,9 +386,13 @@ class Backend(Protocol):
         grads: Sequence[Array],
         velocities: Sequence[Array],
         numbers: Array,
+        rows: Sequence[int],
         nesterov: bool,
     ) -> None:
-        """`velocities` is empty when momentum is 0. `numbers` (3,): lr, momentum, weight decay."""
+        """`velocities` is empty when momentum is 0.
+
+        `numbers` (k, 3), a row for each parameter group: lr, momentum, weight decay. Tensor i goes by row `rows[i]`.
+        """
 
     def adam(
         self,
@@ -339,8 +401,13 @@ class Backend(Protocol):
         first_moments: Sequence[Array],
         second_moments: Sequence[Array],
         numbers: Array,
+        rows: Sequence[int],
     ) -> None:
-        """Adam and AdamW; `numbers` (9,) are those of `adam_numbers` in kernels/optimizer_numbers.py."""
+        """Adam and AdamW.
+
+        `numbers` (k, 9): rows of those of `adam_numbers` in kernels/optimizer_numbers.py. Tensor i goes by row
+        `rows[i]`.
+        """
 
     def moving_average(self, averages: Sequence[Array], values: Sequence[Array], weight: Array) -> None:
         """Average += weight * (value - average), for each pair, in place; weight () (kernels/averaging.py)."""

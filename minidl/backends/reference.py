@@ -12,6 +12,7 @@ from kernels import (
     activation,
     averaging,
     batchnorm,
+    channel_order,
     channels,
     conv,
     dropout,
@@ -32,7 +33,7 @@ from kernels import (
 from kernels.augmentation import draw_augmentation_reference
 from kernels.images import gather_images_reference, gather_labels_reference
 from minidl.backends.host import HostMemory
-from minidl.backends.protocol import BatchStatistics, Pair
+from minidl.backends.protocol import BatchStatistics, GradientSums, Normalization, Pair, PendingGradient
 from minidl.backends.registered import Registered
 
 
@@ -63,6 +64,53 @@ class ReferenceBackend(HostMemory, Registered):
 
     def bias_backward(self, dy: np.ndarray, db: np.ndarray) -> None:
         db[...] = conv.bias_backward_reference(dy)
+
+    def fuses_normalization(self, c_in: int, c_out: int) -> bool:
+        """True, so that what a chain means is what is computed here."""
+        del c_in, c_out
+        return True
+
+    def conv2d_normalized_forward(
+        self,
+        x: np.ndarray,
+        before: Normalization | None,
+        w: np.ndarray,
+        y: np.ndarray,
+        stride: Pair,
+        padding: Pair,
+        eps: float,
+        out: BatchStatistics | None,
+    ) -> None:
+        y[...] = conv.conv2d_normalized_forward_reference(x, before, w, stride, padding)
+        if out is not None:
+            _assign(out, conv.conv2d_normalized_statistics_reference(y, eps))
+
+    def conv2d_normalized_backward_weight(
+        self,
+        x: np.ndarray,
+        before: Normalization | None,
+        dy: PendingGradient,
+        dw: np.ndarray,
+        stride: Pair,
+        padding: Pair,
+    ) -> None:
+        dw[...] = conv.conv2d_normalized_backward_weight_reference(x, before, dy, dw.shape, stride, padding)
+
+    def conv2d_normalized_backward_input(
+        self,
+        dy: PendingGradient,
+        w: np.ndarray,
+        dx: np.ndarray,
+        stride: Pair,
+        padding: Pair,
+        x: np.ndarray | None,
+        before: Normalization | None,
+        sums: GradientSums | None,
+    ) -> None:
+        given = dy, w, dx.shape, stride, padding, x, before
+        dx[...], found = conv.conv2d_normalized_backward_input_reference(*given)
+        if sums is not None and found is not None:
+            _assign_wanted(sums, found)
 
     def linear_forward(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, y: np.ndarray) -> None:
         y[...] = linear.linear_forward_reference(x, w, bias)
@@ -163,6 +211,26 @@ class ReferenceBackend(HostMemory, Registered):
         gradients = batchnorm.batchnorm_add_relu_backward_reference(x, y, dy, statistics, gamma, training)
         _assign_wanted((dx, dresidual, dgamma, dbeta), gradients)
 
+    def batchnorm_gradient_sums(
+        self, x: np.ndarray, dy: np.ndarray, normalization: Normalization, sums: GradientSums
+    ) -> None:
+        _assign_wanted(sums, batchnorm.batchnorm_gradient_sums_reference(x, dy, normalization))
+
+    def batchnorm_add_relu_gradient_sums(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        dy: np.ndarray,
+        statistics: BatchStatistics,
+        dresidual: np.ndarray,
+        sums: GradientSums,
+    ) -> None:
+        dresidual[...], found = batchnorm.batchnorm_add_relu_gradient_sums_reference(x, y, dy, statistics)
+        _assign_wanted(sums, found)
+
+    def batchnorm_pending_gradient(self, dy: PendingGradient, dx: np.ndarray) -> None:
+        dx[...] = batchnorm.batchnorm_pending_gradient_reference(dy)
+
     # Group, layer and instance normalization.
 
     def group_norm_statistics(self, x: np.ndarray, groups: int, eps: float, out: BatchStatistics) -> None:
@@ -219,10 +287,10 @@ class ReferenceBackend(HostMemory, Registered):
         _assign(parts, channels.split_reference(whole, [part.shape[-1] for part in parts]))
 
     def channels_first(self, x: np.ndarray, y: np.ndarray) -> None:
-        y[...] = channels.channels_first_reference(x)
+        y[...] = channel_order.channels_first_reference(x)
 
     def channels_last(self, x: np.ndarray, y: np.ndarray) -> None:
-        y[...] = channels.channels_last_reference(x, y.shape)
+        y[...] = channel_order.channels_last_reference(x, y.shape)
 
     def dropout(self, x: np.ndarray, y: np.ndarray, p: float, seed: int, stream: int, call: np.ndarray) -> None:
         y[...] = dropout.dropout_reference(x, p, seed, stream, int(call))
@@ -391,11 +459,12 @@ class ReferenceBackend(HostMemory, Registered):
         grads: Sequence[np.ndarray],
         velocities: Sequence[np.ndarray],
         numbers: np.ndarray,
+        rows: Sequence[int],
         nesterov: bool,
     ) -> None:
         for i, (value, grad) in enumerate(zip(values, grads, strict=True)):
             velocity = velocities[i] if velocities else None
-            lr, momentum, decay = numbers
+            lr, momentum, decay = numbers[rows[i]]
             after = optimizer.sgd_reference(value, grad, velocity, lr, momentum, decay, nesterov)
             _assign((value,) if velocity is None else (value, velocity), after[: 1 if velocity is None else 2])
 
@@ -406,9 +475,10 @@ class ReferenceBackend(HostMemory, Registered):
         first_moments: Sequence[np.ndarray],
         second_moments: Sequence[np.ndarray],
         numbers: np.ndarray,
+        rows: Sequence[int],
     ) -> None:
-        for value, grad, first, second in zip(values, grads, first_moments, second_moments, strict=True):
-            after = optimizer.adam_by_numbers_reference(value, grad, first, second, numbers)
+        for value, grad, first, second, row in zip(values, grads, first_moments, second_moments, rows, strict=True):
+            after = optimizer.adam_by_numbers_reference(value, grad, first, second, numbers[row])
             _assign((value, first, second), after)
 
     def moving_average(self, averages: Sequence[np.ndarray], values: Sequence[np.ndarray], weight: np.ndarray) -> None:

@@ -10,8 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from minidl.cli import layout
 from minidl.training import Session
+from minidl.training.progress import Row
 from minidl.training.session import describe
-from minidl.training.trainer import Row
 
 COLUMNS = ("epoch", "train loss", "train acc", "test loss", "test acc", "images/s", "learning rate")
 HEADER = "  ".join(f"{title:>{width}}" for title, width in zip(COLUMNS, (5, 10, 9, 9, 9, 9, 13), strict=True))

@@ -62,7 +62,7 @@ def products(absolute: Array, terms: int) -> Array:
     return rounding(terms) * absolute + terms * TINY * (absolute > 0)
 
 
-CHAIN = 8192  # products that a tensor core adds up in one chain, at most (kernels/tensor_tiles.py)
+CHAIN = 8192  # products that a tensor core adds up in one chain, at most (kernels/matmul/tensor_tiles.py)
 CUT = 14  # roundoffs that a tensor core may lose of 8 products and what they are added to
 
 
@@ -147,9 +147,9 @@ def compare(got: Any, expected: Any, bound: Any) -> Comparison:
     return Comparison(worst, allowed, share, index, answer, right)
 
 
-# What outputs are filled with before an operation runs. As floats these bits are NaNs, which no arithmetic makes from
-# the NaNs of NumPy; as integers they are numbers far outside of any index or count.
-_POISON = {1: 0xA5, 2: 0x7E5A, 4: 0x7FC5A5A5, 8: 0x7FF8A5A5A5A5A5A5}
+# What outputs are filled with before an operation runs. As floats, bfloat16 among them, these bits are NaNs, which no
+# arithmetic makes from the NaNs of NumPy; as integers they are numbers far outside of any index or count.
+_POISON = {1: 0xA5, 2: 0x7FDA, 4: 0x7FC5A5A5, 8: 0x7FF8A5A5A5A5A5A5}
 
 
 def poison(shape: tuple[int, ...], dtype: Any) -> Array:

@@ -20,6 +20,11 @@ from minidl.nn import Module
 
 ONLY = "the only one"
 LOSS, OPTIMIZER = "(loss)", "(optimizer)"
+METHODS = (  # of layers, by which fused steps ask them for operations
+    *("forward", "backward", "normalize", "normalize_add_relu", "backward_add_relu"),
+    *("forward_in_chain", "backward_in_chain", "find_statistics", "take_statistics", "write", "write_add_relu"),
+    *("take_gradient", "split_gradient", "write_gradient"),
+)
 
 
 class Explained(NamedTuple):
@@ -72,7 +77,7 @@ class DryBackend(HostMemory, DeviceBackend):
 
     def watch(self, name: str, module: Any) -> None:
         """Know `module` by name while it runs."""
-        for method in ("forward", "backward", "normalize", "normalize_add_relu", "backward_add_relu"):
+        for method in METHODS:
             if hasattr(module, method):
                 object.__setattr__(module, method, self._within(name, getattr(module, method)))
 

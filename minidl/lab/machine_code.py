@@ -12,14 +12,14 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
-from kernels.compile import Capability, ToolkitError, compile_ptx, entry_name, link
+from kernels.compile import Capability, SharedCompiler, ToolkitError, compile_ptx, entry_name, link
 from kernels.launch import Factory, Kernel, factories
 from minidl.errors import DeviceError
 
@@ -85,14 +85,16 @@ class _Usage(NamedTuple):
     static_shared: int
 
 
-def examine(kernels: Sequence[Kernel], architecture: str) -> list[MachineCode]:
+def examine(
+    kernels: Sequence[Kernel], architecture: str, compiler: Callable[[Kernel, Capability], str] = compile_ptx
+) -> list[MachineCode]:
     """Compile kernels and hold each against its promises. Raises ToolkitError; what does not compile is a problem."""
     capability = divmod(int(architecture.removeprefix("sm_")), 10)
     texts: dict[int, str] = {}
     results: dict[int, MachineCode] = {}
     for i, kernel in enumerate(kernels):
         try:
-            texts[i] = re.sub(rf"\b{entry_name(kernel)}\b", f"kernel_{i}", compile_ptx(kernel, capability))
+            texts[i] = re.sub(rf"\b{entry_name(kernel)}\b", f"kernel_{i}", compiler(kernel, capability))
         except ToolkitError:
             raise
         except Exception as error:
@@ -102,7 +104,7 @@ def examine(kernels: Sequence[Kernel], architecture: str) -> list[MachineCode]:
     except RuntimeError as error:
         if len(kernels) == 1:
             return [_failed(kernels[0], architecture, error)]
-        return [examine([kernel], architecture)[0] for kernel in kernels]  # to see whose fault it is
+        return [examine([kernel], architecture, compiler)[0] for kernel in kernels]  # to see whose fault it is
     for i, ptx in texts.items():
         usage, names = found[f"kernel_{i}"]
         results[i] = MachineCode(
@@ -189,7 +191,7 @@ def examine_all(
 
     Raises:
         ToolkitError: CUDA's compiler or disassembler is missing.
-        DeviceError: There is no kernel of a name, or no such architecture.
+        DeviceError: There is no kernel of a name, no such architecture, or none that the kernels are for.
     """
     known = factories()
     chosen = sorted(set(names)) or list(known)
@@ -201,18 +203,29 @@ def examine_all(
         if not re.fullmatch(r"sm_\d{2,3}", architecture):
             raise DeviceError(f"'{architecture}' is no architecture; one is called sm_80, sm_90, ...")
     disassembler()  # before anything is compiled
-    examples = [(name, i) for name in chosen for i in range(len(known[name].promises.examples))]
-    groups = [
-        (examples[start : start + GROUP], architecture)
+    examples = {
+        architecture: [
+            (name, i)
+            for name in chosen
+            if architecture in (known[name].promises.architectures or architectures)
+            for i in range(len(known[name].promises.examples))
+        ]
         for architecture in architectures
-        for start in range(0, len(examples), GROUP)
+    }
+    if not any(examples.values()):
+        has = ", ".join(sorted({one for name in chosen for one in known[name].promises.architectures}))
+        raise DeviceError(f"{', '.join(chosen)}: only {has} has the instructions, given was {', '.join(architectures)}")
+    everything = list(dict.fromkeys(one for some in examples.values() for one in some))
+    groups = [
+        {architecture: [one for one in some if one in part] for architecture, some in examples.items()}
+        for part in (everything[start : start + GROUP] for start in range(0, len(everything), GROUP))
     ]
     jobs = min(jobs or _cores(), len(groups))
-    if jobs < 2 or len(examples) < GROUP:
-        found = [_examine_group(*group) for group in groups]
+    if jobs < 2 or len(everything) < GROUP:
+        found = [_examine_group(group) for group in groups]
     else:
         with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-            found = list(pool.map(_examine_group, *zip(*groups, strict=True)))
+            found = list(pool.map(_examine_group, groups))
     return sorted((code for group in found for code in group), key=lambda code: (code.kernel, code.architecture))
 
 
@@ -221,8 +234,14 @@ def _known() -> dict[str, Factory]:
     return dict(factories())
 
 
-def _examine_group(examples: Sequence[tuple[str, int]], architecture: str) -> list[MachineCode]:
-    return examine([_known()[name].examples()[i] for name, i in examples], architecture)
+def _examine_group(group: Mapping[str, Sequence[tuple[str, int]]]) -> list[MachineCode]:
+    """By architecture; most of the compiler's work is done once for all of them."""
+    compiler = SharedCompiler()
+    return [
+        code
+        for architecture, examples in group.items()
+        for code in examine([_known()[name].examples()[i] for name, i in examples], architecture, compiler)
+    ]
 
 
 def _cores() -> int:

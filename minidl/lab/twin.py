@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from kernels.arrays import address
 from kernels.emulator.faults import KernelFault
-from kernels.launch import address
 from minidl import nn, optim
 from minidl.backends import Array, Backend, BatchStatistics, get_backend, in_precision
 from minidl.data import load

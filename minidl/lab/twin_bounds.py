@@ -191,10 +191,10 @@ def _optimizer(call: Call) -> Bounds:
     adam = "first_moments" in call.given
     names = {"values": "value", "first_moments": "first", "second_moments": "second", "velocities": "velocity"}
     lists = {name: short for name, short in names.items() if call.given.get(name)}
-    numbers = [call.given["numbers"]]
     result: dict[str, Any] = {}
     for i, grad in enumerate(call.given["grads"]):
         state = {f"{short}.{i}": call.given[name][i] for name, short in lists.items()}
+        numbers = [call.given["numbers"][call.given["rows"][i]]]
         if adam:
             of = adam_bounds(state, [grad], numbers, i)
         else:

@@ -24,6 +24,8 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 from kernels.errors import TechniqueError
+from kernels.matmul.wgmma_tiles import NAME as WGMMA
+from kernels.matmul.wgmma_tiles import why_lacking
 from minidl.backends import Backend, get_backend, in_precision
 from minidl.errors import ConfigError, ProcessDiedError
 from minidl.lab.operations import Row, cases, check_operation, operations
@@ -92,7 +94,7 @@ def plan(backend: Backend, operation: str | None = None, pattern: str | None = N
         raise ConfigError(f"there is no operation '{operation}'; {known}")
     tasks = []
     for name in names if operation is None else [operation]:
-        chosen = [case for case in cases(name) if pattern is None or _fits(case, pattern)]
+        chosen = [case for case in cases(name, backend) if pattern is None or _fits(case, pattern)]
         for technique in techniques(backend, name):
             tasks += [
                 Task(name, technique, tuple(chosen[first : first + CHUNK])) for first in range(0, len(chosen), CHUNK)
@@ -106,7 +108,10 @@ def plan(backend: Backend, operation: str | None = None, pattern: str | None = N
 def techniques(backend: Backend, operation: str) -> tuple[str, ...]:
     """Those that a device has for an operation."""
     known = getattr(backend, "techniques", None)
-    return (known(operation) if known else ()) or (DEFAULT,)
+    found = known(operation) if known else ()
+    if WGMMA in found and why_lacking(getattr(getattr(backend, "run", None), "chip", None)):
+        found = tuple(technique for technique in found if technique != WGMMA)
+    return found or (DEFAULT,)
 
 
 @contextlib.contextmanager
@@ -186,16 +191,16 @@ def verify(
         for refusal in refusals:
             refused(refusal)
     rows = [row for found in results for row in found.rows]
-    return rows + [_of_no_use(of_technique) for of_technique in _all_refused(refusals)]
+    return rows + [_of_no_use(of_technique) for of_technique in _all_refused(refusals, backend)]
 
 
-def _all_refused(refusals: Sequence[Refusal]) -> Iterator[list[Refusal]]:
+def _all_refused(refusals: Sequence[Refusal], backend: Backend) -> Iterator[list[Refusal]]:
     """Of each technique that takes no case of its operation, its refusals."""
     groups: dict[tuple[str, str], list[Refusal]] = {}
     for refusal in refusals:
         groups.setdefault((refusal.operation, refusal.technique), []).append(refusal)
     for (operation, _), group in groups.items():
-        if {refusal.case for refusal in group} == set(cases(operation)):
+        if {refusal.case for refusal in group} == set(cases(operation, backend)):
             yield group
 
 

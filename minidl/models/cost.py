@@ -61,6 +61,7 @@ def cost(model: Module, image_shape: tuple[int, int, int]) -> Cost:
     """What `model` costs for each image of (height, width, channels).
 
     Memory is that of the model as it is: a fused one (`nn.fuse`) keeps less where nobody else reads what ReLU made.
+    Chains of convolutions, of which some devices keep less still, count as they run on the others.
     Outputs and FLOPs are those of its single layers, fused or not. The model is not changed.
 
     Raises:

@@ -4,27 +4,16 @@ momentum is the weight of the new value in the running statistics; normalization
 variance the unbiased one; eps is inside the square root.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Self
+from collections.abc import Sequence
 
-import numpy as np
-
-from minidl.backends import Array, Backend, BatchStatistics
-from minidl.nn.arguments import is_count, real_number, whole_number
-from minidl.nn.counts import Count
-from minidl.nn.module import Module, Parameter
+from minidl.backends import Array, BatchStatistics, GradientSums, Normalization, PendingGradient
+from minidl.nn.batchnorm_state import BatchNormState
+from minidl.nn.batchnorm_state import Part as Part
+from minidl.nn.pending import PendingActivation
 
 
-class Part(NamedTuple):
-    """Images of a batch that are normalized together, and what by."""
-
-    images: slice
-    statistics: BatchStatistics
-
-
-class BatchNorm(Module):
+class BatchNorm(BatchNormState):
     """What BatchNorm1d and BatchNorm2d share; they differ in the shapes they take.
 
     In training each channel is normalized by the mean and variance of the batch; in evaluation, and where they are
@@ -46,48 +35,6 @@ class BatchNorm(Module):
 
     forms: tuple[str, ...]  # the accepted shapes, in the notation of Module.accept
 
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        affine: bool = True,
-        track_running_stats: bool = True,
-        *,
-        device: str | Backend | None = None,
-    ) -> None:
-        super().__init__(device)
-        if whole_number(self, "num_features", num_features) < 1:
-            raise ValueError(f"{type(self).__name__}: num_features must be at least 1, got {num_features}")
-        if not 0 < real_number(self, "eps", eps) < math.inf:
-            raise ValueError(f"{type(self).__name__}: eps must be greater than 0, got {eps}")
-        if momentum is not None and not 0 <= real_number(self, "momentum", momentum) <= 1:
-            raise ValueError(f"{type(self).__name__}: momentum must be from 0 to 1, or None, got {momentum}")
-        self.num_features, self.eps, self.momentum = int(num_features), eps, momentum
-        self.affine, self.track_running_stats = affine, track_running_stats
-        self.weight: Parameter | None = None
-        self.bias: Parameter | None = None
-        if affine:
-            self.weight = Parameter(self.backend, np.ones(num_features), decay=False)
-            self.bias = Parameter(self.backend, np.zeros(num_features), decay=False)
-        self.running_mean: Array = None
-        self.running_var: Array = None
-        self._batches = Count()
-        self.statistics_frozen = False
-        self.observer: Callable[[Sequence[Part], int], None] | None = None
-        if track_running_stats:
-            self.register_buffer("running_mean", self.backend.array(np.zeros(num_features)))
-            self.register_buffer("running_var", self.backend.array(np.ones(num_features)))
-
-    @property
-    def num_batches_tracked(self) -> int:
-        """How many batches the running statistics have seen."""
-        return self._batches.value
-
-    @num_batches_tracked.setter
-    def num_batches_tracked(self, batches: int) -> None:
-        self._batches.value = batches
-
     def forward(self, x: Array) -> Array:
         """Normalize x; the output has its shape.
 
@@ -97,31 +44,6 @@ class BatchNorm(Module):
                 empty batch is no error: its output is empty and it leaves the running statistics alone.)
         """
         return self.normalize(x, relu=False)
-
-    def freeze_statistics(self, frozen: bool = True) -> Self:
-        """In training too, normalize by the running estimates and leave them and num_batches_tracked as they are.
-
-        What evaluation does, but `train()` and `eval()` do not undo it. (In PyTorch `requires_grad = False` freezes no
-        statistics; there it takes `eval()` on the layer, again after each `train()` of the model. Keras' `trainable =
-        False` freezes both.) It is no part of `state_dict`: freeze again after making a model anew.
-
-        Raises:
-            ValueError: There are no running statistics.
-        """
-        if frozen and not self.track_running_stats:
-            raise ValueError(
-                f"{type(self).__name__}: there are no running statistics to freeze; make it with "
-                "track_running_stats=True"
-            )
-        self.statistics_frozen = bool(frozen)
-        return self
-
-    def freeze_affine(self, frozen: bool = True) -> Self:
-        """Leave gamma and beta, if there are any, as they are: see `Parameter.trainable`. The statistics go on."""
-        for parameter in (self.weight, self.bias):
-            if parameter is not None:
-                parameter.trainable = not frozen
-        return self
 
     def normalize(self, x: Array, relu: bool) -> Array:
         """Forward, with ReLU on the way out where `relu`; `backward` then goes back through both."""
@@ -165,13 +87,6 @@ class BatchNorm(Module):
                 self.backend.batchnorm_add_relu_backward(*given, training=of_batch)
         return dx, dresidual
 
-    @property
-    def uses_batch_statistics(self) -> bool:
-        """Whether a forward pass normalizes by the statistics of its batch, not by the running ones."""
-        if not self.track_running_stats or self.observer is not None:
-            return True
-        return self.training and not self.statistics_frozen
-
     def _split(self, x: Array) -> list[slice]:
         """The images of a batch that are normalized together: here, all."""
         del x
@@ -187,12 +102,8 @@ class BatchNorm(Module):
         make = self.backend.empty if rows > 0 else self.backend.zeros  # of an empty batch there are none
         shape = (self.num_features,)
         parts = [Part(images, BatchStatistics(*(make(shape) for _ in range(4)))) for images in split]
-        tracks = of_batch and self.training and self.track_running_stats and self.observer is None
-        before = None
-        if tracks and self.momentum is None:
-            before = self._batches.draw(self.backend)
-        elif tracks:
-            self.num_batches_tracked += 1
+        tracks = of_batch and self._tracks
+        before = self._count_batch() if tracks else None
         if not of_batch:
             statistics = parts[0].statistics
             self.backend.batchnorm_running_statistics(self.running_mean, self.running_var, self.eps, statistics)
@@ -211,22 +122,6 @@ class BatchNorm(Module):
                 self._update_running(parts, rows, before)
         return parts, of_batch
 
-    def _update_running(self, parts: Sequence[Part], rows: int, before: Array | None) -> None:
-        """Move the running estimates by one factor towards the mean of the parts' means and unbiased variances.
-
-        One part at a time: with n of them and the factor f, part i by f / (n - (n - i) f), so that each ends up with
-        the weight f / n and what was there before with 1 - f. Of the cumulative mean, f is 1 / (`before` + 1), which
-        the device works out from the number of batches before this one.
-        """
-        n = len(parts)
-        for i, (_, statistics) in enumerate(parts, start=1):
-            if self.momentum is None:
-                weight: float | Array = self.backend.empty(())
-                self.backend.cumulative_weight(before, i, n, weight)
-            else:
-                weight = self.momentum / (n - (n - i) * self.momentum)
-            self.backend.batchnorm_update_running(statistics, rows, weight, self.running_mean, self.running_var)
-
     def _too_few(self, x: Array) -> str:
         """What is said of a batch with one value for each channel."""
         when, remedy = "training", "use a larger batch, or eval() to normalize by running statistics"
@@ -239,54 +134,85 @@ class BatchNorm(Module):
             f"{tuple(x.shape)}; {remedy}"
         )
 
-    @contextlib.contextmanager
-    def _affine_gradients(self) -> Iterator[tuple[Array | None, Array | None]]:
-        """Where backward writes dgamma and dbeta; None for what does not exist or is frozen."""
-        with contextlib.ExitStack() as stack:
-            dgamma, dbeta = (
-                stack.enter_context(parameter.gradient()) if parameter is not None and parameter.trainable else None
-                for parameter in (self.weight, self.bias)
-            )
-            yield dgamma, dbeta
+    # A training pass in parts, for steps that find statistics or sums, or normalize, on the way of something else
+    # (`minidl.nn.normalized_convolution`).
 
-    def _affine(self) -> tuple[Array | None, Array | None]:
-        if self.weight is None or self.bias is None:
-            return None, None
-        return self.weight.value, self.bias.value
+    def goes_in_parts(self, x_shape: tuple[int, ...]) -> bool:
+        """Whether such steps may do forward of an x of that shape: by its own statistics, which nobody watches."""
+        return self.uses_batch_statistics and self.observer is None and math.prod(x_shape[:-1]) > 1
 
-    # num_batches_tracked is part of the state, as PyTorch's 0-d int64.
+    def empty_statistics(self) -> BatchStatistics:
+        """Where statistics are to be written."""
+        return BatchStatistics(*(self.backend.empty((self.num_features,)) for _ in range(4)))
 
-    def own_state(self) -> dict[str, np.ndarray]:
-        """See `Module.own_state`."""
-        state = super().own_state()
-        if self.track_running_stats:
-            state["num_batches_tracked"] = np.array(self.num_batches_tracked, np.int64)
-        return state
+    def find_statistics(self, x: Array) -> BatchStatistics:
+        """Those of x, where nobody has found them."""
+        statistics = self.empty_statistics()
+        self.backend.batchnorm_statistics(x, self.eps, statistics)
+        return statistics
 
-    def own_shapes(self) -> dict[str, tuple[int, ...]]:
-        """See `Module.own_shapes`."""
-        shapes = super().own_shapes()
-        if self.track_running_stats:
-            shapes["num_batches_tracked"] = ()
-        return shapes
+    def normalization(self, statistics: BatchStatistics, relu: bool) -> Normalization:
+        """By these statistics, with ReLU at its end or not."""
+        return Normalization(statistics, *self._affine(), relu)
 
-    def own_faults(self, state: Mapping[str, np.ndarray]) -> list[str]:
-        """See `Module.own_faults`."""
-        batches = state.get("num_batches_tracked", 0)
-        return [] if is_count(batches) else [f"num_batches_tracked is {batches}, expected a whole number of at least 0"]
+    def take_statistics(self, pending: PendingActivation, y: Array = None) -> None:
+        """Forward but for writing its output; `y` is that where `backward_add_relu` is to follow."""
+        x, (statistics, _, _, relu), _ = pending
+        parts = [Part(slice(None), statistics)]
+        if self._tracks:
+            self._update_running(parts, x.size // self.num_features, self._count_batch())
+        self.keep(x, parts, True, relu if y is None else y)
 
-    def load_own_state(self, state: Mapping[str, np.ndarray]) -> None:
-        """See `Module.load_own_state`."""
-        super().load_own_state(state)
-        if "num_batches_tracked" in state:
-            self.num_batches_tracked = int(state["num_batches_tracked"])
+    def write(self, x: Array, normalization: Normalization) -> Array:
+        """The activation that is pending."""
+        statistics, gamma, beta, relu = normalization
+        y = self.backend.empty(x.shape)
+        self.backend.batchnorm_apply(x, statistics, gamma, beta, y, relu)
+        return y
 
-    def extra_repr(self) -> str:
-        """The arguments, as PyTorch prints them."""
-        return (
-            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-            f"track_running_stats={self.track_running_stats}"
+    def write_add_relu(self, pending: PendingActivation, residual: Array) -> Array:
+        """The end of a residual block; see `normalize_add_relu`."""
+        x, (statistics, gamma, beta, _), _ = pending
+        y = self.backend.empty(x.shape)
+        self.take_statistics(pending, y)
+        self.backend.batchnorm_add_relu_apply(x, residual, statistics, gamma, beta, y)
+        return y
+
+    def empty_sums(self) -> GradientSums:
+        """Where the sums of backward are to be written."""
+        dgamma, dbeta = (
+            self.backend.empty((self.num_features,)) if parameter is not None and parameter.trainable else None
+            for parameter in (self.weight, self.bias)
         )
+        return GradientSums(dgamma, dbeta, *(self.backend.empty((self.num_features,)) for _ in range(2)))
+
+    def take_gradient(self, dy: Array | PendingGradient) -> PendingGradient:
+        """Back through `take_statistics` but for writing the gradient of x; of `dy`, or of what was made of it."""
+        if not isinstance(dy, PendingGradient):
+            x, parts, _, relu = self.kept()
+            dy = self.accept_gradient(dy, x.shape)
+            normalization, sums = self.normalization(parts[0].statistics, relu), self.empty_sums()
+            self.backend.batchnorm_gradient_sums(x, dy, normalization, sums)
+            dy = PendingGradient(dy, x, normalization, sums)
+        self._kept = None
+        for parameter, gradient in ((self.weight, dy.sums.dgamma), (self.bias, dy.sums.dbeta)):
+            if parameter is not None and gradient is not None:
+                parameter.take_gradient(gradient)
+        return dy
+
+    def split_gradient(self, dy: Array) -> tuple[PendingGradient, Array]:
+        """Back through `write_add_relu`: the gradients of x, to be taken yet, and of the residual."""
+        x, parts, _, y = self.kept()
+        dy = self.accept_gradient(dy, x.shape)
+        dresidual, sums, statistics = self.backend.empty(x.shape), self.empty_sums(), parts[0].statistics
+        self.backend.batchnorm_add_relu_gradient_sums(x, y, dy, statistics, dresidual, sums)
+        return PendingGradient(dresidual, x, self.normalization(statistics, relu=False), sums), dresidual
+
+    def write_gradient(self, dy: PendingGradient) -> Array:
+        """The gradient of x that is pending."""
+        dx = self.backend.empty(dy.x.shape)
+        self.backend.batchnorm_pending_gradient(dy, dx)
+        return dx
 
 
 class BatchNorm1d(BatchNorm):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Protocol, overload
 
 from kernels.errors import ShapeError
-from minidl.backends import Array
+from minidl.backends import Array, Backend
 from minidl.nn.module import Module
 
 
@@ -24,8 +24,8 @@ class Rewrite(Protocol):
     def chain(self, layers: list[Module]) -> list[Module]:
         """Steps that do what `layers` do one after another."""
 
-    def joint(self, last: Module, activation: Module | None) -> Joint | None:
-        """For a residual block whose last layer and activation these are; None where they stay apart."""
+    def residual(self, layers: list[Module], activation: Module | None) -> tuple[list[Module], Joint | None]:
+        """For a residual block: steps, and what does its last layer, the sum and activation, or None."""
 
 
 class Sequential(Module):
@@ -34,6 +34,8 @@ class Sequential(Module):
     def __init__(self, *layers: Module | Mapping[str, Module]) -> None:
         super().__init__()
         self._steps: list[Module] | None = None
+        self._ran: list[Module] | None = None  # by the last forward
+        self._made_for: tuple[Backend, str] | None = None  # device and precision: which steps there are is up to them
         self.rewritten_by: Rewrite | None = None
         if len(layers) == 1 and isinstance(layers[0], Mapping):
             named = dict(layers[0])
@@ -52,10 +54,16 @@ class Sequential(Module):
     @property
     def steps(self) -> list[Module]:
         """What runs, in order: the children, or what `rewrite` makes of them."""
-        if self._steps is None:
+        if self._is_elsewhere() or self._steps is None:
             children = [child for _, child in self.chain()]
             self._steps = children if self.rewritten_by is None else self.rewritten_by.chain(children)
         return self._steps
+
+    def _is_elsewhere(self) -> bool:
+        """Whether the device or its precision is another than when this was asked last."""
+        here = self.backend, getattr(self.backend, "precision", "")
+        moved, self._made_for = here != self._made_for, here
+        return moved
 
     def chain(self) -> Iterator[tuple[str, Module]]:
         """The children that run one after another, with their names."""
@@ -68,13 +76,14 @@ class Sequential(Module):
 
     def forward(self, x: Array) -> Array:
         """The last layer's output."""
-        for step in self.steps:
+        self._ran = self.steps
+        for step in self._ran:
             x = step.forward(x)
         return x
 
     def backward(self, dy: Array) -> Array:
         """See `Module.backward`."""
-        for step in reversed(self.steps):
+        for step in reversed(self.steps if self._ran is None else self._ran):
             dy = step.backward(dy)
         return dy
 
@@ -119,6 +128,7 @@ class Residual(Sequential):
         super().__init__(*layers)
         self.downsample, self.activation = downsample, activation
         self.joint: Joint | None = None
+        self._joined: Joint | None = None  # by the last forward
 
     def chain(self) -> Iterator[tuple[str, Module]]:
         """See `Sequential.chain`."""
@@ -127,14 +137,11 @@ class Residual(Sequential):
     @property
     def steps(self) -> list[Module]:
         """See `Sequential.steps`; without the last one where a joint does its work."""
-        if self._steps is None:
+        if self._is_elsewhere() or self._steps is None:
             self.joint = None
-            layers = [child for _, child in self.chain()]
+            self._steps = [child for _, child in self.chain()]
             if self.rewritten_by is not None:
-                if layers:
-                    self.joint = self.rewritten_by.joint(layers[-1], self.activation)
-                layers = self.rewritten_by.chain(layers[:-1] if self.joint is not None else layers)
-            self._steps = layers
+                self._steps, self.joint = self.rewritten_by.residual(self._steps, self.activation)
         return self._steps
 
     def forward(self, x: Array) -> Array:
@@ -146,16 +153,17 @@ class Residual(Sequential):
                 f"Residual: the layers give {tuple(main.shape)}, the way around {tuple(side.shape)}; they are added, "
                 "so downsample must change the shape as the layers do"
             )
-        if self.joint is not None:
-            return self.joint.forward(main, side)
+        self._joined = self.joint
+        if self._joined is not None:
+            return self._joined.forward(main, side)
         y = self.backend.empty(main.shape)
         self.backend.add(main, side, y)
         return y if self.activation is None else self.activation.forward(y)
 
     def backward(self, dy: Array) -> Array:
         """See `Module.backward`."""
-        if self.joint is not None:
-            dy, around = self.joint.backward(dy)
+        if self._joined is not None:
+            dy, around = self._joined.backward(dy)
         elif self.activation is not None:
             dy = around = self.activation.backward(dy)
         else:

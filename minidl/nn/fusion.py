@@ -2,15 +2,18 @@
 
 import contextlib
 from collections.abc import Iterator
-from itertools import pairwise
 
-from minidl.backends import Array
+from minidl.backends import Array, PendingGradient
 from minidl.nn.activation import ReLU
 from minidl.nn.batchnorm import BatchNorm, BatchNorm1d, BatchNorm2d
 from minidl.nn.containers import Joint, Residual, Sequential
 from minidl.nn.ghost import GhostBatchNorm1d, GhostBatchNorm2d
+from minidl.nn.linear import Conv2d
 from minidl.nn.module import Module
+from minidl.nn.normalized_convolution import NormalizedConvolution
+from minidl.nn.pending import PendingActivation
 
+SUM = "sum"  # as a residual block's is called
 FUSIBLE = BatchNorm1d, BatchNorm2d, GhostBatchNorm1d, GhostBatchNorm2d
 
 
@@ -39,59 +42,143 @@ class BatchNormAddReLU:
 
     def __init__(self, batchnorm: BatchNorm) -> None:
         self.batchnorm = batchnorm
+        self._pending = False  # as the last forward pass's x was
 
-    def forward(self, x: Array, residual: Array) -> Array:
-        """ReLU of the normalized x plus `residual`."""
+    def forward(self, x: Array | PendingActivation, residual: Array) -> Array:
+        """ReLU of the normalized x plus `residual`; x may have its statistics already."""
+        self._pending = isinstance(x, PendingActivation)
+        if isinstance(x, PendingActivation):
+            return self.batchnorm.write_add_relu(x, residual)
         return self.batchnorm.normalize_add_relu(x, residual)
 
-    def backward(self, dy: Array) -> tuple[Array, Array]:
-        """The gradients of x and `residual`."""
-        return self.batchnorm.backward_add_relu(dy)
+    def backward(self, dy: Array) -> tuple[Array | PendingGradient, Array]:
+        """The gradients of x, pending where x was, and `residual`."""
+        return self.batchnorm.split_gradient(dy) if self._pending else self.batchnorm.backward_add_relu(dy)
+
+
+_Layers = list[Module]
 
 
 class _Fusion:
     """See `Rewrite`."""
 
-    def chain(self, layers: list[Module]) -> list[Module]:
-        steps: list[Module] = []
-        for layer in layers:
-            before = steps[-1] if steps else None
-            if isinstance(before, BatchNorm) and _are_fusible(before, layer):
-                steps[-1] = BatchNormReLU(before)
-            else:
-                steps.append(layer)
-        return steps
+    def chain(self, layers: _Layers) -> _Layers:
+        return _steps(layers, joined=False)
 
-    def joint(self, last: Module, activation: Module | None) -> Joint | None:
+    def residual(self, layers: _Layers, activation: Module | None) -> tuple[_Layers, Joint | None]:
+        last = layers[-1] if layers else None
         if isinstance(last, BatchNorm) and _are_fusible(last, activation):
-            return BatchNormAddReLU(last)
+            return _steps(layers, joined=True), BatchNormAddReLU(last)
+        return _steps(layers, joined=False), None
+
+
+def _steps(layers: _Layers, joined: bool) -> _Layers:
+    """The steps that do what `layers` do; `joined`: but for the last one, which a joint does."""
+    steps: _Layers = []
+    at, end = 0, len(layers) - joined
+    while at < end:
+        steps.append(_normalized_convolution(layers, at, joined) or _batchnorm_relu(layers, at) or layers[at])
+        at += _width(steps[-1])
+    return steps
+
+
+def _batchnorm_relu(layers: _Layers, at: int) -> BatchNormReLU | None:
+    first, second = (*layers[at : at + 2], None)[:2]
+    return BatchNormReLU(first) if isinstance(first, BatchNorm) and _are_fusible(first, second) else None
+
+
+def _normalized_convolution(layers: _Layers, at: int, joined: bool) -> NormalizedConvolution | None:
+    """The step of a chain that begins with that layer, if one does."""
+    unit = _unit(layers, at)
+    if unit is None:
         return None
+    convolution, batchnorm, relu = unit
+    end = at + 2 + relu
+    following = _unit(layers, end)
+    read_on = following is not None and _fuses(following[0])  # by the step after this one
+    if not (_fuses(convolution) or read_on):
+        return None
+    last = joined and end == len(layers)
+    options = {"fused": _fuses(convolution), "hands_on": read_on or last, "joined": last}
+    return NormalizedConvolution(convolution, batchnorm, relu, **options)
+
+
+def _unit(layers: _Layers, at: int) -> tuple[Conv2d, BatchNorm2d, bool] | None:
+    """A convolution without a bias and its batch normalization that begin there, and whether ReLU follows."""
+    convolution, batchnorm, activation = (*layers[at : at + 3], None, None, None)[:3]
+    # Exactly these: a subclass may compute something else. (What does not fit together says so when it runs.)
+    if type(convolution) is not Conv2d or type(batchnorm) is not BatchNorm2d or convolution.bias is not None:
+        return None
+    if convolution.out_channels != batchnorm.num_features:
+        return None
+    return convolution, batchnorm, type(activation) is ReLU
+
+
+def _fuses(convolution: Conv2d) -> bool:
+    return convolution.backend.fuses_normalization(convolution.in_channels, convolution.out_channels)
+
+
+def _are_fusible(first: Module, second: Module | None) -> bool:
+    return type(first) in FUSIBLE and type(second) is ReLU  # exactly these, likewise
+
+
+def _width(step: Module) -> int:
+    """How many layers it does."""
+    if isinstance(step, NormalizedConvolution):
+        return 2 + step.relu
+    return 2 if isinstance(step, BatchNormReLU) else 1
 
 
 _FUSION = _Fusion()
 
 
 def fuse(model: Module) -> list[str]:
-    """Replace BatchNorm followed by ReLU, and the end of a residual block, by one step each.
+    """Replace layers that follow each other by steps that take fewer passes over memory.
 
-    In every Sequential and Residual of `model`. Outputs, gradients, names and state stay what they were. Returns what
-    was fused, e.g. "bn1 + relu1" or "bn2 + sum + activation".
+    In every Sequential and Residual of `model`: BatchNorm followed by ReLU, and the end of a residual block, become one
+    step each; and where the device has fused operations for them (`Backend.fuses_normalization`), so do chains of
+    convolutions without a bias, their BatchNorm2d and ReLU, in which no normalized activation is stored. That is looked
+    at again when the model is moved to another device.
+
+    Names, parameters and state stay what they were. Outputs and gradients do too, to the bit where no chain is fused;
+    in one statistics and sums are added up in another order, and what it computes is the same within rounding.
+
+    Returns:
+        What is fused on the model's device, e.g. "bn1 + relu1", "bn2 + sum + activation", "bn1 + relu1 + conv2 + bn2 +
+        relu2": a chain whose first convolution, conv1, runs as it would alone.
     """
     fused = []
     for path, module in model.named_modules():
-        if not isinstance(module, Sequential):
-            continue
-        module.rewrite(_FUSION)
-        prefix = f"{path}." if path else ""
-        layers = list(module.chain())
-        fused += [
-            f"{prefix}{name} + {prefix}{following}"
-            for (name, layer), (following, next_layer) in pairwise(layers)
-            if _are_fusible(layer, next_layer)
-        ]
-        if isinstance(module, Residual) and layers and _are_fusible(layers[-1][1], module.activation):
-            fused.append(f"{prefix}{layers[-1][0]} + sum + {prefix}activation")
+        if isinstance(module, Sequential):
+            module.rewrite(_FUSION)
+            prefix = f"{path}." if path else ""
+            fused += [" + ".join(_with(prefix, name) for name in names) for names in _fused_names(module)]
     return fused
+
+
+def _with(prefix: str, name: str) -> str:
+    return name if name == SUM else prefix + name
+
+
+def _fused_names(module: Sequential) -> list[list[str]]:
+    """The children that run together."""
+    names = [name for name, _ in module.chain()]
+    groups: list[list[str]] = []
+    at, open_ended = 0, False
+    for step in module.steps:
+        own, at = names[at : at + _width(step)], at + _width(step)
+        if isinstance(step, NormalizedConvolution) and not step.fused:
+            own = own[1:]
+        if open_ended:
+            groups[-1] += own
+        elif isinstance(step, (BatchNormReLU, NormalizedConvolution)):
+            groups.append(own)
+        open_ended = isinstance(step, NormalizedConvolution) and step.hands_on
+    if isinstance(module, Residual) and isinstance(module.joint, BatchNormAddReLU):
+        if not open_ended:
+            groups.append(names[at:])
+        groups[-1] += [SUM, "activation"]
+    return groups
 
 
 @contextlib.contextmanager
@@ -106,8 +193,3 @@ def unfused(model: Module) -> Iterator[None]:
     finally:
         for module, rule in zip(sequentials, before, strict=True):
             module.rewrite(rule)
-
-
-def _are_fusible(first: Module, second: Module | None) -> bool:
-    # Exactly these: a subclass may compute something else.
-    return type(first) in FUSIBLE and type(second) is ReLU

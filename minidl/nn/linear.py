@@ -1,10 +1,11 @@
 """Layers with a weight: Conv2d and Linear."""
 
 from kernels.window import output_size
-from minidl.backends import Array, Backend
+from minidl.backends import Array, Backend, BatchStatistics, PendingGradient
 from minidl.nn.arguments import whole_number, whole_pair
 from minidl.nn.init import uniform_by_fan_in
 from minidl.nn.module import Module, Parameter
+from minidl.nn.pending import PendingActivation
 
 
 class Conv2d(Module):
@@ -76,6 +77,37 @@ class Conv2d(Module):
         dx = self.backend.empty(x.shape)
         self.backend.conv2d_backward_input(dy, self.weight.value, dx, self.stride, self.padding)
         return dx
+
+    def forward_in_chain(self, x: Array | PendingActivation, eps: float, out: BatchStatistics) -> Array:
+        """Forward of a convolution without a bias, of what may be yet to be normalized; `out` becomes y's statistics.
+
+        y has at least one row. Raises as `forward` does.
+        """
+        raw, before = (x.x, x.normalization) if isinstance(x, PendingActivation) else (x, None)
+        raw = self.accept(raw, "n h w c", c=self.in_channels)
+        y = self.backend.empty(self.output_shape(raw.shape))
+        window = self.stride, self.padding
+        self.backend.conv2d_normalized_forward(raw, before, self.weight.value, y, *window, eps, out)
+        self.keep(x)
+        return y
+
+    def backward_in_chain(self, dy: PendingGradient) -> Array | PendingGradient:
+        """Back through `forward_in_chain`: the gradient of x, pending where x was."""
+        (x,) = self.kept()
+        self.accept_gradient(dy.dy, self.output_shape(x.shape))
+        raw, before = (x.x, x.normalization) if isinstance(x, PendingActivation) else (x, None)
+        window = self.stride, self.padding
+        with self.weight.gradient() as dw:
+            self.backend.conv2d_normalized_backward_weight(raw, before, dy, dw, *window)
+        if not self.input_gradient:
+            return None
+        dx = self.backend.empty(raw.shape)
+        if not isinstance(x, PendingActivation):
+            self.backend.conv2d_normalized_backward_input(dy, self.weight.value, dx, *window, None, None, None)
+            return dx
+        sums = x.batchnorm.empty_sums()
+        self.backend.conv2d_normalized_backward_input(dy, self.weight.value, dx, *window, raw, before, sums)
+        return PendingGradient(dx, raw, x.normalization._replace(relu=False), sums)  # ReLU's part is done
 
     def extra_repr(self) -> str:
         """The arguments that differ from their defaults, as PyTorch prints them."""

@@ -98,6 +98,10 @@ class Parameter:
         """
         fresh = self.backend.empty(self.shape)
         yield fresh
+        self.take_gradient(fresh)
+
+    def take_gradient(self, fresh: Array) -> None:
+        """What `gradient` does with what was written; `fresh` becomes the parameter's own."""
         if not self._trainable:
             return
         if self._grad is None:

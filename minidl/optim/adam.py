@@ -1,6 +1,7 @@
 """Adam and AdamW."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -32,11 +33,17 @@ class Adam(Optimizer):
         return adam_numbers(count, group["lr"], beta1, beta2, group["eps"], group["weight_decay"], self.decoupled)
 
     def update(
-        self, group: Group, numbers: Array, values: list[Array], grads: list[Array], slots: list[list[Array]]
+        self,
+        rule: Any,
+        numbers: Array,
+        rows: list[int],
+        values: list[Array],
+        grads: list[Array],
+        slots: list[list[Array]],
     ) -> None:
         """See `Optimizer.update`."""
-        del group
-        self.backend.adam(values, grads, slots[0], slots[1], numbers)
+        del rule
+        self.backend.adam(values, grads, slots[0], slots[1], numbers, rows)
 
 
 class AdamW(Adam):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,26 @@ from minidl.nn import Module, Parameter
 from minidl.nn.arguments import is_count
 
 Group = dict[str, Any]
+
+
+class NumbersPlan(NamedTuple):
+    """The numbers that an optimizer goes by in coming steps, on the host.
+
+    Attributes:
+        rows: The row of each parameter group's parameters that were updated equally often, (group, updates) so far.
+        steps: (steps, rows, k) float64; in step i, a row is `Optimizer.numbers` for parameters that are updated in
+            each step until then.
+    """
+
+    rows: dict[tuple[int, int], int]
+    steps: np.ndarray
+
+
+class Numbers(NamedTuple):
+    """A step's of these, on the device: `values` (rows, k), and by (group, updates) before this step which row."""
+
+    rows: Mapping[tuple[int, int], int]
+    values: Array
 
 
 class Optimizer:
@@ -37,7 +57,7 @@ class Optimizer:
         entries: list[Any] = list(params)
         groups = entries if entries and isinstance(entries[0], Mapping) else [{"params": entries}]
         self.steps = 0
-        self._last: dict[int, tuple[bytes, Array]] = {}  # numbers that were uploaded, by group
+        self._last: tuple[bytes, Array] = (b"", None)  # numbers that were uploaded
         self.groups: list[Group] = [self._checked(group, defaults) for group in groups]
         everything = [id(parameter) for group in self.groups for parameter in group["params"]]
         if not everything:
@@ -89,7 +109,9 @@ class Optimizer:
         return self.slots
 
     def set_lr(self, lr: float) -> None:
-        """The learning rate of all groups."""
+        """The learning rate of all groups. Raises ValueError unless it is finite and at least 0."""
+        if not (_is_finite(lr) and lr >= 0):
+            raise ValueError(f"{type(self).__name__}: lr must be 0 or more and finite, got {lr!r}")
         for group in self.groups:
             group["lr"] = lr
 
@@ -99,25 +121,21 @@ class Optimizer:
             for parameter in group["params"]:
                 parameter.zero_grad()
 
-    def plan(self, rates: Sequence[float]) -> dict[tuple[int, int], np.ndarray]:
-        """The numbers of the coming steps at these learning rates, for all groups.
+    def plan(self, rates: Sequence[float]) -> NumbersPlan:
+        """The numbers of the coming steps at these learning rates, for all groups."""
+        counts = [(g, count) for g, updates in enumerate(self.updates) for count in sorted(set(updates))]
+        steps = [
+            [self.numbers({**self.groups[g], "lr": lr}, count + i) for g, count in counts]
+            for i, lr in enumerate(rates, start=1)
+        ]
+        return NumbersPlan({key: row for row, key in enumerate(counts)}, np.array(steps))
 
-        Returns:
-            For each group, and each count of updates that its parameters have had so far, an array (len(rates), k) of
-            float64: in row i, `numbers` for those that are updated in each step until then.
-        """
-        return {
-            (g, count): np.stack([self.numbers({**group, "lr": lr}, count + i) for i, lr in enumerate(rates, start=1)])
-            for g, (group, updates) in enumerate(zip(self.groups, self.updates, strict=True))
-            for count in sorted(set(updates))
-        }
-
-    def step(self, numbers: Mapping[tuple[int, int], Array] | None = None) -> None:
-        """Update all parameters that have a gradient.
+    def step(self, numbers: Numbers | None = None) -> None:
+        """Update all parameters that have a gradient, in one launch for all groups that go by the same rule.
 
         Args:
-            numbers: On the device, by group and the count of updates before this step, as `plan` has them. A captured
-                step finds them all there; what is missing is uploaded.
+            numbers: On the device, as `plan` has them. A captured step finds them all there; where any is missing,
+                this step's are uploaded.
 
         Raises:
             ValueError: Parameters were moved to another device, or a state array does not fit; nothing is updated.
@@ -125,27 +143,44 @@ class Optimizer:
         for group, states in zip(self.groups, self.state, strict=True):
             for parameter, own in zip(group["params"], states, strict=True):
                 self._check(parameter, own)
+                for slot in self.slots_of(group):
+                    if slot not in own:
+                        raise ValueError(
+                            f"{type(self).__name__}: a group now needs {slot}, which it did not when this optimizer "
+                            "was made; make a new one"
+                        )
         self.steps += 1
-        for g, (group, updates, states) in enumerate(zip(self.groups, self.updates, self.state, strict=True)):
-            ready = [i for i, parameter in enumerate(group["params"]) if parameter.grad is not None]
-            for i in ready:
-                updates[i] += 1
-            # All of them together, unless some began later: a parameter's own count is what Adam corrects its bias by.
-            for count in sorted({updates[i] for i in ready}):
-                chosen = [i for i in ready if updates[i] == count]
-                values = [group["params"][i].value for i in chosen]
-                grads = [group["params"][i].grad for i in chosen]
-                slots = [[states[i][slot] for i in chosen] for slot in self.slots_of(group)]
-                known = (numbers or {}).get((g, count - 1))
-                known = self._sent(g, self.numbers(group, count)) if known is None else known
-                self.update(group, known, values, grads, slots)
+        # A parameter's own count is what Adam corrects its bias by: they differ where some began later.
+        ready = [
+            (g, i)
+            for g, group in enumerate(self.groups)
+            for i, parameter in enumerate(group["params"])
+            if parameter.grad is not None
+        ]
+        before = [(g, self.updates[g][i]) for g, i in ready]
+        if numbers is None or not all(key in numbers.rows for key in before):
+            numbers = self._upload(sorted(set(before)))
+        rules: dict[Any, list[tuple[int, int]]] = {}
+        for g, i in ready:
+            self.updates[g][i] += 1
+            rules.setdefault(self.rule(self.groups[g]), []).append((g, i))
+        rows = {place: numbers.rows[key] for place, key in zip(ready, before, strict=True)}
+        for rule, chosen in rules.items():
+            parameters = [self.groups[g]["params"][i] for g, i in chosen]
+            values, grads = [one.value for one in parameters], [one.grad for one in parameters]
+            names = self.slots_of(self.groups[chosen[0][0]])
+            slots = [[self.state[g][i][slot] for g, i in chosen] for slot in names]
+            self.update(rule, numbers.values, [rows[place] for place in chosen], values, grads, slots)
 
-    def _sent(self, g: int, numbers: np.ndarray) -> Array:
-        """These numbers on the device; while those of a group stay as they are, they are there already."""
-        host, array = self._last.get(g, (b"", None))
-        if host != numbers.tobytes():
-            host, array = self._last[g] = numbers.tobytes(), self.backend.array(numbers)
-        return array
+    def _upload(self, keys: Sequence[tuple[int, int]]) -> Numbers:
+        """This step's numbers; while they stay as they are, they are on the device already.
+
+        Raises RuntimeError where a step is captured: every replay would go by these.
+        """
+        host = np.array([self.numbers(self.groups[g], count + 1) for g, count in keys])
+        if self.backend.capturing or self._last[0] != host.tobytes():
+            self._last = host.tobytes(), self.backend.array(host)
+        return Numbers({key: row for row, key in enumerate(keys)}, self._last[1])
 
     def _check(self, parameter: Parameter, slots: Mapping[str, Array]) -> None:
         """Raise ValueError where an update would be lost in a copy, or reach beyond an array's end."""
@@ -166,10 +201,23 @@ class Optimizer:
         """What the update number `count`, from 1, of parameters of a group goes by; float64."""
         raise NotImplementedError
 
+    def rule(self, group: Group) -> Any:
+        """What groups have in common that are updated together: equal where only their numbers differ."""
+        return self.slots_of(group)
+
     def update(
-        self, group: Group, numbers: Array, values: list[Array], grads: list[Array], slots: list[list[Array]]
+        self,
+        rule: Any,
+        numbers: Array,
+        rows: list[int],
+        values: list[Array],
+        grads: list[Array],
+        slots: list[list[Array]],
     ) -> None:
-        """An update by `numbers` of some parameters of a group; `slots` has a list of arrays a name."""
+        """Update parameters of groups with this rule; `slots` has a list of arrays a name.
+
+        Parameter i goes by row `rows[i]` of `numbers` (rows, k), which are those of the method `numbers`.
+        """
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, np.ndarray]:

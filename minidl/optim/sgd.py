@@ -1,6 +1,7 @@
 """Stochastic gradient descent."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,8 +36,19 @@ class SGD(Optimizer):
         del count
         return sgd_numbers(group["lr"], group["momentum"], group["weight_decay"])
 
+    def rule(self, group: Group) -> Any:
+        """See `Optimizer.rule`."""
+        return bool(group["momentum"]), bool(group["nesterov"])
+
     def update(
-        self, group: Group, numbers: Array, values: list[Array], grads: list[Array], slots: list[list[Array]]
+        self,
+        rule: Any,
+        numbers: Array,
+        rows: list[int],
+        values: list[Array],
+        grads: list[Array],
+        slots: list[list[Array]],
     ) -> None:
         """See `Optimizer.update`."""
-        self.backend.sgd(values, grads, slots[0] if slots else [], numbers, group["nesterov"])
+        _, nesterov = rule
+        self.backend.sgd(values, grads, slots[0] if slots else [], numbers, rows, nesterov)

@@ -5,9 +5,11 @@
 
 from minidl.training.config import TrainConfig
 from minidl.training.evaluation import ImageSource, Result, evaluate, reestimate
+from minidl.training.progress import Progress
 from minidl.training.saved import load_model
-from minidl.training.session import Reporter, Session, begin, resume
-from minidl.training.trainer import Progress, Trainer
+from minidl.training.session import Reporter, Session
+from minidl.training.starting import begin, resume
+from minidl.training.trainer import Trainer
 
 __all__ = [
     "ImageSource",

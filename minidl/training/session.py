@@ -1,45 +1,30 @@
-"""A training run from its configuration to its summary: the run folder, checkpoints, interruption, resumption."""
+"""A training run as it goes: its files kept up to date, checkpoints, interruption, its summary."""
 
 import contextlib
 import math
-import re
-import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from types import FrameType
 from typing import Any, Protocol
 
 import numpy as np
 
-from minidl import models, optim
-from minidl.backends import Backend, choose
-from minidl.data import NO_AUGMENTATION, Dataset, load
-from minidl.data.files import expanded
-from minidl.data.registry import is_npz
-from minidl.errors import CheckpointError, ConfigError, NonFiniteError
-from minidl.models.norms import parse
-from minidl.nn import Conv2d, Linear, Module, Sequential, fuse, manual_seed
+from minidl.backends import Backend
+from minidl.data import Dataset
+from minidl.errors import NonFiniteError
 from minidl.training import checkpoint
-from minidl.training.config import REPEATS, TrainConfig, flag, load_config, validate, write_config
+from minidl.training.assembly import known, spec_of, trainer_of
+from minidl.training.config import TrainConfig
 from minidl.training.curves import draw_curves
 from minidl.training.lock import RunLock
 from minidl.training.monitor import Monitor, Record
-from minidl.training.monitor.events import Events, require_tensorboard
-from minidl.training.monitor.record import append_record, truncate_records
-from minidl.training.recipe import augmentation, rates, resolve
+from minidl.training.monitor.events import Events
+from minidl.training.monitor.record import append_record
+from minidl.training.progress import Row
 from minidl.training.runs import RunFolder
-from minidl.training.trainer import COLUMNS, Row, Trainer, require_captures
 from minidl.version import __version__
-
-# What a resumed run may be given anew: none of it touches what has been computed so far.
-CHANGEABLE = ("epochs", "max_steps", "device", "threads", "data_dir", "monitor", "tensorboard", "graph", "precision")
-
-
-# Gives a new model its weights, and returns the head of config.toml, which alone does not repeat the run then.
-Initial = Callable[[Module], str]
 
 
 class Reporter(Protocol):
@@ -59,7 +44,7 @@ class Reporter(Protocol):
 
 
 class Session:
-    """A run that can be trained on; made by `begin` or `resume`.
+    """A run that can be trained on; made by `begin` or `resume` (minidl/training/starting.py).
 
     Attributes:
         config: With every choice made.
@@ -80,14 +65,14 @@ class Session:
     ) -> None:
         self.config, self.run, self.dataset = config, run, dataset
         self._lock = lock  # held since the session was made, until `train` ends
-        self.trainer = _trainer(config, dataset, backend, weights)
+        self.trainer = trainer_of(config, dataset, backend, weights)
         self._events: Events | None = None
         self.stopped: signal.Signals | None = None
 
     @property
     def complete(self) -> bool:
         """Whether all epochs are done."""
-        return self.trainer.progress.epoch >= _known(self.config.epochs)
+        return self.trainer.progress.epoch >= known(self.config.epochs)
 
     @property
     def parameters(self) -> int:
@@ -227,7 +212,7 @@ class Session:
             "minidl": __version__,
             "config": asdict(self.config),
             "counters": self.trainer.counters(),
-            "model": _spec(self.config, dataset)._asdict(),
+            "model": spec_of(self.config, dataset)._asdict(),
             "data": {
                 "name": dataset.name,
                 "fingerprint": dataset.fingerprint,
@@ -243,160 +228,6 @@ class Session:
 _METRICS = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 
-def begin(config: TrainConfig, out: str | Path, reporter: Reporter, initial: Initial | None = None) -> Session:
-    """A new run in the folder `out`; with `initial`, from the weights that it gives the model.
-
-    Raises:
-        ConfigError, DataError, DeviceError: An option, the data or the device will not do; nothing is left behind.
-    """
-    validate(config)
-    if config.tensorboard:
-        require_tensorboard()
-    backend = _device(config, reporter)
-    dataset = load(config.data, config.data_dir)
-    config = replace(resolve(_with_absolute_paths(config), dataset), precision=backend.precision)
-    model = models.build(*_spec(config, dataset))  # refused before a folder is made, as weights are
-    _require_parts_that_train(config, model, dataset)
-    remark = REPEATS if initial is None else initial(model)
-    weights = None if initial is None else model.state_dict()
-    run = RunFolder.create(out, f"{_file_name(dataset.name)}-{config.model}")
-    with contextlib.ExitStack() as undo:
-        undo.callback(shutil.rmtree, run.path, ignore_errors=True)
-        lock = _lock(run, reporter)
-        undo.callback(lock.release)
-        session = Session(config, run, dataset, backend, lock, weights)
-        write_config(run.config, config, remark)
-        run.write_environment()
-        session._save(checkpoint.LAST)  # so that there is always one to go back to, and a full disk is found now
-        undo.pop_all()
-    return session
-
-
-def _require_parts_that_train(config: TrainConfig, model: Sequential, dataset: Dataset) -> None:
-    images = _known(config.batch_size) // config.accumulate
-    parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
-    try:
-        models.require_that_it_trains(model, dataset.image_shape, images)
-    except ValueError as error:
-        raise ConfigError(f"--batch-size {config.batch_size}{parts} is too small for {config.model}: {error}") from None
-
-
-def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """The run may be resumed or evaluated from another folder."""
-    data, data_dir = config.data, config.data_dir
-    if is_npz(data):
-        data = str(expanded(data).absolute())
-    if data_dir is not None:
-        data_dir = str(expanded(data_dir).absolute())
-    return replace(config, data=data, data_dir=data_dir)
-
-
-def _file_name(name: str) -> str:
-    """What a run's folder is called after a data set of any name."""
-    return re.sub(r"[^\w.+-]+", "_", name).lstrip(".+-") or "data"
-
-
-def resume(path: str | Path, changes: Mapping[str, Any], reporter: Reporter) -> Session:
-    """An existing run, where its last checkpoint left it; `changes` are the options given anew.
-
-    Raises:
-        ConfigError: An option would change what was computed so far, the run is complete, or another process trains it.
-        CheckpointError: There is no good checkpoint, or it is of another model or other data.
-        DataError: As for a new run; or a line of the metrics is damaged.
-        DeviceError: As for a new run.
-    """
-    run = RunFolder.open(path)
-    lock = _lock(run, reporter)
-    try:
-        return _resumed(run, changes, reporter, lock)
-    except BaseException:
-        lock.release()
-        raise
-
-
-def _lock(run: RunFolder, reporter: Reporter) -> RunLock:
-    lock = RunLock(run.path)
-    if not lock.held:
-        reporter.note(f"{run.path}: its file system has no locks; let no other process train this run")
-    return lock
-
-
-def _resumed(run: RunFolder, changes: Mapping[str, Any], reporter: Reporter, lock: RunLock) -> Session:
-    saved, note = checkpoint.load_latest(run.checkpoints)
-    if note:
-        reporter.note(note)
-    try:
-        before = TrainConfig(**saved.metadata["config"])
-        counters, data = saved.metadata["counters"], saved.metadata["data"]
-        finished = int(counters["progress"]["epoch"])
-    except (KeyError, TypeError):
-        raise CheckpointError(f"{run.checkpoints}: the checkpoint is not that of a training run") from None
-    given = _with_absolute_paths(replace(before, **changes))
-    for name in changes:
-        old, value = getattr(before, name), getattr(given, name)
-        if name not in CHANGEABLE and value != old:
-            if name == "norm" and parse(value) == parse(old):
-                given = replace(given, norm=old)  # in other words
-                continue
-            option = flag(name).replace("--no-", "--")
-            raise ConfigError(
-                f"{option} is {old} in {run.path} and cannot become {value} there; "
-                "start a new run, or leave the option out"
-            )
-    _require_same_run(run, before)
-    changed = {name: getattr(given, name) for name in CHANGEABLE if name in changes}
-    if "device" in changes:
-        changed = {"precision": None} | changed  # another device makes its own choice
-    config = replace(before, **{"max_steps": None} | changed)
-    validate(config)
-    if config.tensorboard:
-        require_tensorboard()
-    if finished >= _known(config.epochs):
-        raise ConfigError(
-            f"{run.path} is complete at --epochs {config.epochs} (it has finished {finished}); "
-            "give a larger number to go on"
-        )
-    if config.epochs != before.epochs and config.schedule != "constant":
-        reporter.note(f"the {config.schedule} schedule now spans {config.epochs} epochs instead of {before.epochs}")
-    backend = _device(config, reporter)
-    if before.precision not in (None, backend.precision):
-        reporter.note(f"precision: {backend.precision} from here on, {before.precision} so far")
-    config = replace(config, precision=backend.precision)
-    dataset = load(config.data, config.data_dir)
-    if dataset.fingerprint != data["fingerprint"]:
-        raise CheckpointError(
-            f"{run.path} was trained on other data than {dataset.source} holds now; "
-            "restore the data, or start a new run"
-        )
-    gap = run.require_metrics(COLUMNS, finished)
-    session = Session(config, run, dataset, backend, lock)
-    try:
-        session.trainer.restore(saved.tensors, counters)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{run.checkpoints}: the checkpoint is of another model: {error}") from None
-    run.truncate_metrics(finished)
-    truncate_records(run.monitor, session.trainer.progress.step)
-    if config.epochs != before.epochs:
-        remark = (
-            f"Epochs 1 to {finished} were trained with epochs = {before.epochs}: this file does not repeat the run."
-        )
-        write_config(run.config, config, remark)
-    if gap:
-        reporter.note(gap)
-    reporter.note(f"resumed {run.path} after step {session.trainer.progress.step}")
-    return session
-
-
-def _require_same_run(run: RunFolder, saved: TrainConfig) -> None:
-    """Raise CheckpointError unless the checkpoint's configuration is that of the folder it lies in."""
-    for name, value in load_config(run.config).items():
-        if name not in CHANGEABLE and getattr(saved, name) != value:
-            raise CheckpointError(
-                f"{run.checkpoints}: the checkpoint is of another run than {run.config.name} beside it: "
-                f"{name} is {getattr(saved, name)} there and {value} here; put the right one back, or start a new run"
-            )
-
-
 def _border_mean(dataset: Dataset) -> float:
     """The mean raw value of the outermost pixels, by which `predict` knows dark backgrounds from light ones."""
     images = dataset.train_images
@@ -404,58 +235,7 @@ def _border_mean(dataset: Dataset) -> float:
     return sum(float(edge.mean()) for edge in edges) / len(edges)
 
 
-def _device(config: TrainConfig, reporter: Reporter) -> Backend:
-    choice = choose(config.device, config.threads, config.precision)
-    require_captures(choice.backend, config.graph)
-    reporter.note(f"device: {choice.backend.describe()} ({choice.why})")
-    return choice.backend
-
-
-def _spec(config: TrainConfig, dataset: Dataset) -> models.Spec:
-    return models.Spec(config.model, dataset.image_shape, dataset.classes, config.norm, config.zero_gamma)
-
-
 def describe(config: TrainConfig) -> str:
     """Model and normalization in a few words."""
     words = {"batch": "", "none": " without batch normalization"}
     return config.model + words.get(config.norm, f", norm {config.norm}")
-
-
-def _trainer(
-    config: TrainConfig, dataset: Dataset, backend: Backend, weights: Mapping[str, np.ndarray] | None = None
-) -> Trainer:
-    manual_seed(config.seed)
-    model = models.build(*_spec(config, dataset)).to(backend)
-    if weights is not None:
-        model.load_state_dict(weights)
-    fuse(model)
-    if isinstance(model[0], Conv2d | Linear):
-        model[0].input_gradient = False  # nobody learns from the images' gradient
-    lr = _known(config.lr)
-    groups = optim.decay_groups(model, _known(config.weight_decay), config.norm_decay)
-    optimizer: optim.Optimizer
-    if config.optimizer == "sgd":
-        momentum = config.momentum
-        optimizer = optim.SGD(groups, lr, momentum=momentum, nesterov=momentum > 0)
-    else:
-        optimizer = {"adam": optim.Adam, "adamw": optim.AdamW}[config.optimizer](groups, lr)
-    return Trainer(
-        model,
-        dataset,
-        optimizer,
-        rates(config, dataset),
-        batch_size=_known(config.batch_size),
-        seed=config.seed,
-        augmentation=augmentation(config, dataset) if config.augment else NO_AUGMENTATION,
-        label_smoothing=config.label_smoothing,
-        accumulate=config.accumulate,
-        clip=config.clip,
-        average=None if config.ema is None else optim.WeightAverage(model, config.ema),
-        graph=backend.name == "cuda" if config.graph is None else config.graph,
-    )
-
-
-def _known(value: Any) -> Any:
-    """A field that `resolve` has filled in."""
-    assert value is not None
-    return value

@@ -1,17 +1,17 @@
 """What a training step finds on the device beside its model, so that it asks nothing of the host."""
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from kernels.launch import address
+from kernels.arrays import address
 from minidl.backends import Array, Backend
 from minidl.data import Loader
 from minidl.nn import Module
 from minidl.nn.counts import Count
 from minidl.optim import Optimizer, WeightAverage
+from minidl.optim.optimizer import Numbers, NumbersPlan
 
 
 class Plan:
@@ -33,7 +33,7 @@ class Plan:
         self._step = backend.zeros((), np.int64)
         self._rows: Array = None
         self._numbers: Array = None
-        self._columns: dict[tuple[int, int], slice] = {}  # of the optimizer's numbers, by group and count of updates
+        self._of_optimizer: NumbersPlan
         self._steps = 0  # of the optimizer, when this was written
 
     def write(
@@ -41,14 +41,13 @@ class Plan:
     ) -> None:
         """Plan an epoch from step number `first` on; `rates` are the learning rates of the steps that are left."""
         backend, steps = self.backend, len(self.loader)
-        of_optimizer = optimizer.plan(rates)
-        blocks = [*of_optimizer.values(), *([average.plan(len(rates))] if average is not None else [])]
+        self._of_optimizer = optimizer.plan(rates)
+        blocks = [self._of_optimizer.steps.reshape(len(rates), -1)]
+        blocks += [average.plan(len(rates))] if average is not None else []
         rows = np.zeros((steps, sum(block.shape[1] for block in blocks)))
         rows[first:] = np.concatenate(blocks, axis=1)
         if self._rows is None or self._rows.shape != rows.shape:
             self._rows, self._numbers = backend.zeros(rows.shape), backend.zeros(rows.shape[1:])
-        ends = np.cumsum([0, *(block.shape[1] for block in blocks)]).tolist()
-        self._columns = dict(zip(of_optimizer, itertools.starmap(slice, itertools.pairwise(ends)), strict=False))
         self._steps = optimizer.steps
         for host, array in (
             (self.loader.order(epoch), self._order),
@@ -64,10 +63,16 @@ class Plan:
         self.backend.begin_step(self._order, self._rows, self._step, self.size, index, self._numbers)
         return index
 
-    def of_optimizer(self, optimizer: Optimizer) -> Mapping[tuple[int, int], Array]:
-        """The numbers that this step's `optimizer.step` goes by."""
-        ahead = optimizer.steps - self._steps
-        return {(group, count + ahead): self._numbers[at] for (group, count), at in self._columns.items()}
+    def of_optimizer(self, optimizer: Optimizer) -> Numbers:
+        """What this step's `optimizer.step` goes by."""
+        ahead, (rows, steps) = optimizer.steps - self._steps, self._of_optimizer
+        values = self._numbers[: steps[0].size].reshape(steps.shape[1:])
+        return Numbers({(group, count + ahead): row for (group, count), row in rows.items()}, values)
+
+    def rows_of(self, optimizer: Optimizer) -> list[list[int]]:
+        """By which row of its numbers each parameter goes, when the plan was written; a captured step goes by it."""
+        rows = self._of_optimizer.rows
+        return [[rows[g, count] for count in counts] for g, counts in enumerate(optimizer.updates)]
 
     def of_average(self) -> Array:
         """The weight of this step's update of the average."""
@@ -152,25 +157,43 @@ def difference(after: Sequence[int], before: Sequence[int]) -> list[int]:
     return [a - b for a, b in zip(after, before, strict=True)]
 
 
-def signature(model: Module, optimizer: Optimizer, average: WeightAverage | None, others: Sequence[Array]) -> Any:
+def signature(
+    model: Module, criterion: Module, optimizer: Optimizer, average: WeightAverage | None, others: Sequence[Array]
+) -> Any:
     """What a captured step was captured with: where its arrays lie, which parameters learn, what else it goes by.
 
     A captured step is good for as long as this is equal.
     """
-    return tuple(_parts_of_signature(model, optimizer, average, others))
+    return tuple(_parts_of_signature(model, criterion, optimizer, average, others))
 
 
 def _parts_of_signature(
-    model: Module, optimizer: Optimizer, average: WeightAverage | None, others: Sequence[Array]
+    model: Module, criterion: Module, optimizer: Optimizer, average: WeightAverage | None, others: Sequence[Array]
 ) -> Iterator[Any]:
+    backend = optimizer.backend
+    yield getattr(backend, "precision", None), sorted(getattr(backend, "asked_for", {}).items())
     yield from map(address, others)
-    for _, module in model.named_modules():
-        yield module.training, getattr(module, "momentum", None), getattr(module, "statistics_frozen", None)
-        yield from map(address, module._buffers.values())
-        for parameter in module._parameters.values():
-            yield address(parameter.value), parameter.trainable
+    for layers in (model, criterion):
+        for name, module in layers.named_modules():
+            yield name, type(module), _options(vars(module))
+            yield from map(address, module._buffers.values())
+            for parameter in module._parameters.values():
+                yield address(parameter.value), parameter.trainable
+    for group in optimizer.groups:
+        yield _options({name: value for name, value in group.items() if name != "lr"})  # a step looks that up
     for states in optimizer.state:
         for state in states:
             yield from map(address, state.values())
     if average is not None:
         yield from map(address, average.arrays())
+
+
+def _options(values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What is a plain value, such as an eps or a stride."""
+    plain = bool | int | float | str
+    return tuple(
+        (name, value)
+        for name, value in values.items()
+        if not name.startswith("_")
+        and (isinstance(value, plain) or (isinstance(value, tuple) and all(isinstance(one, plain) for one in value)))
+    )

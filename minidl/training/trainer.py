@@ -1,52 +1,29 @@
 """The training loop: steps, epochs, and a state from which it goes on bit for bit."""
 
 import contextlib
-import itertools
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minidl.backends import Array, Backend
-from minidl.backends.protocol import Graph
+from minidl.backends import Array
 from minidl.data import NO_AUGMENTATION, Augmentation, Dataset, Loader
-from minidl.errors import ConfigError, NonFiniteError
+from minidl.errors import NonFiniteError
 from minidl.nn import CrossEntropyLoss, Module, batch_multiple
 from minidl.optim import Optimizer, WeightAverage, clip_grad_norm
 from minidl.schedule import Schedule
+from minidl.training.captured import CapturedSteps, require_captures
 from minidl.training.diagnosis import first_nonfinite, first_nonfinite_gradient
 from minidl.training.evaluation import ImageSource, Result, evaluate
 from minidl.training.monitor import Monitor
-from minidl.training.step import HostCounts, Log, Plan, difference, signature
+from minidl.training.parts import parts_of, require_parts
+from minidl.training.progress import Progress, Row
+from minidl.training.step import HostCounts, Log, Plan, signature
 
-Row = dict[str, Any]
-COLUMNS = (
-    *("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy"),
-    *("images_per_second", "lr"),
-)  # of a Row, in this order
 READ_EVERY = 50  # steps: how often the host waits to see the losses of steps that are replayed
-
-
-@dataclass
-class Progress:
-    """How far a run is. With it, the weights and the optimizer's state, the rest of the run is determined."""
-
-    epoch: int = 0  # finished ones
-    batch: int = 0  # finished ones of the current epoch
-    step: int = 0
-    loss_sum: float = 0.0  # of the current epoch, over images
-    correct: int = 0
-    seen: int = 0
-    epoch_seconds: float = 0.0
-    train_seconds: float = 0.0  # of all steps; evaluation is not in it
-    seconds: float = 0.0  # of everything, sessions before a resumption included
-    images: int = 0
-    best_accuracy: float = -1.0
-    best_epoch: int = 0
 
 
 class _Unread(NamedTuple):
@@ -55,13 +32,6 @@ class _Unread(NamedTuple):
     step: int  # its number, from 1
     parts: list[int]  # images of each
     norm: bool  # whether the norm of its gradients is there too
-
-
-class _Captured(NamedTuple):
-    """A step as the device recorded it."""
-
-    graph: Graph
-    counts: list[int]  # what it adds to the host's counts
 
 
 class Trainer:
@@ -121,24 +91,13 @@ class Trainer:
         self.progress = Progress()
         self.monitor: Monitor | None = None
         self.graph = graph
-        self._check_parts()
+        require_parts(self.loader, accumulate)
         require_captures(self.backend, graph)
         self._shares: dict[float, Array] = {}  # of a step's images, on the device
         self._plan = Plan(self.backend, self.loader)
         self._log = Log(self.backend, len(self.loader) * accumulate)
         self._unread: list[_Unread] = []
-        self._captured: dict[Any, _Captured | None] = {}  # by kind of step; None: it was made once
-        self._captured_with: Any = None
-
-    def _check_parts(self) -> None:
-        size, parts = self.loader.batch_size, self.accumulate
-        if parts < 1 or size % parts:
-            raise ConfigError(f"accumulate is {parts}, expected a number that divides the batch size {size}")
-        if parts > 1 and size // parts % self.loader.multiple_of:
-            raise ConfigError(
-                f"--accumulate {parts} makes parts of {size // parts} images, not a multiple of the ghost batch of "
-                f"{self.loader.multiple_of}"
-            )
+        self._captured = CapturedSteps(self.backend)
 
     def train_epoch(self, keep_going: Callable[[], bool] = lambda: True) -> Row | None:
         """Finish the current epoch and evaluate.
@@ -165,7 +124,7 @@ class Trainer:
             test = self.evaluate()
         finally:
             progress.seconds += time.perf_counter() - began
-        return self._finish_epoch(test)
+        return progress.finish_epoch(self.train_result(), test, self.schedule(progress.step - 1))
 
     def evaluate(self) -> Result:
         """Loss and accuracy on the test images, of the averaged weights where there are any."""
@@ -187,13 +146,10 @@ class Trainer:
         self._plan.write(progress.epoch, progress.batch, rates, self.optimizer, self.average)
         self._log.clear()
         self._unread.clear()
-        self._counts = HostCounts(self.model, self.optimizer, self.average)
         others = [*self._plan.arrays(), *self._log.arrays()]
-        options = self.clip, self.accumulate, self.augmentation, self.seed
-        now = options, signature(self.model, self.optimizer, self.average, others)
-        if now != self._captured_with:
-            self._captured.clear()
-            self._captured_with = now
+        options = self.clip, self.accumulate, self.augmentation, self.seed, self._plan.rows_of(self.optimizer)
+        good_for = options, signature(self.model, self.criterion, self.optimizer, self.average, others)
+        self._captured.begin(HostCounts(self.model, self.optimizer, self.average), good_for)
 
     def _train_step(self) -> None:
         progress = self.progress
@@ -203,18 +159,14 @@ class Trainer:
             monitored = self.monitor is not None and self.monitor.wants(progress.step)
             kind = images, self.average is not None and self.average.updates == 0  # its first update copies
             looked = True
-            if not self.graph or monitored or kind not in self._captured:
+            if not self.graph or monitored or kind not in self._captured.by_kind:
                 with self._monitored():
                     self._step(images, look=True)
                 if not monitored:
-                    self._captured.setdefault(kind)
+                    self._captured.was_made(kind)
             else:
-                captured, looked = self._captured[kind], False
-                if captured is None:
-                    self._capture(kind)
-                else:
-                    captured.graph.replay()
-                    self._counts.add(captured.counts)
+                looked = False
+                self.graph = self._captured.make(kind, lambda: self._step(images, look=False))
             sizes = [part.stop - part.start for part in self._parts(images)]
             progress.step += 1
             progress.batch += 1
@@ -245,29 +197,6 @@ class Trainer:
         if self.average is not None:
             self.average.update(self._plan.of_average())
 
-    def _capture(self, kind: tuple[int, bool]) -> None:
-        """Make a step of this kind, and record it for the next ones."""
-        snapshots = []
-
-        def step() -> None:
-            self._step(kind[0], look=False)
-            snapshots.append(self._counts.now())
-
-        try:
-            graph = self.backend.capture(step)
-        except Exception as error:
-            if not snapshots:  # it is the step itself that failed
-                raise
-            self.graph = False
-            why = " ".join(str(error).split()) or type(error).__name__
-            warnings.warn(f"the training step cannot be captured, so it goes launch by launch: {why}", stacklevel=2)
-            self._captured.clear()
-            self._counts.add(difference(snapshots[0], self._counts.now()))  # the step was made, its recording was not
-        else:
-            made, recorded = snapshots
-            self._counts.add(difference(made, recorded))
-            self._captured[kind] = _Captured(graph, difference(recorded, made))
-
     def _read(self) -> None:
         """Take the results of the last steps from the device; raise NonFiniteError for the first that is not finite."""
         progress, unread = self.progress, self._unread[:]
@@ -295,19 +224,7 @@ class Trainer:
             )
 
     def _parts(self, images: int) -> list[slice]:
-        """A step's images, shared out evenly among as few parts as hold at most batch_size / accumulate each.
-
-        Only where those are 2 and the batch is odd has one of them 3: batch normalization needs two values a channel.
-        """
-        if self.accumulate == 1:
-            return [slice(0, images)]
-        size = self.loader.batch_size // self.accumulate
-        count = -(-images // size)
-        if size > 1 and images // count < 2:
-            count = max(1, count - 1)
-        unit = 1 if images % self.loader.multiple_of else self.loader.multiple_of
-        ends = np.cumsum([0, *(unit * len(part) for part in np.array_split(np.arange(images // unit), count))])
-        return [slice(int(start), int(stop)) for start, stop in itertools.pairwise(ends)]
+        return parts_of(images, self.loader, self.accumulate)
 
     def _back_and_forth(self, index: Array, share: float, look: bool) -> None:
         """Add the gradients of these images, a `share` of the step's, to the model's, and note loss and answers."""
@@ -348,17 +265,6 @@ class Trainer:
             return contextlib.nullcontext()
         return self.monitor.watch(self.model, step, epoch, self.schedule(step))
 
-    def _finish_epoch(self, test: Result) -> Row:
-        progress, train = self.progress, self.train_result()
-        progress.epoch += 1
-        speed, lr = progress.seen / progress.epoch_seconds, self.schedule(progress.step - 1)
-        row = dict(zip(COLUMNS, (progress.epoch, progress.step, *train, *test, speed, lr), strict=True))
-        progress.batch = progress.seen = progress.correct = 0
-        progress.loss_sum = progress.epoch_seconds = 0.0
-        if test.accuracy > progress.best_accuracy:
-            progress.best_accuracy, progress.best_epoch = test.accuracy, progress.epoch
-        return row
-
     def require_finite_state(self) -> None:
         """Raise NonFiniteError if a parameter or buffer is not finite: such a state is not worth keeping."""
         where = first_nonfinite(self.model)
@@ -390,15 +296,9 @@ class Trainer:
         if self.average is not None:
             self.average.load_state_dict(_part(tensors, "average."))
         self.progress = Progress(**counters["progress"])
-        self._captured_with = None
+        self._captured.forget()
         for name, layer in _drawing(self.model):
             layer.calls = counters["calls"][name]
-
-
-def require_captures(backend: Backend, graph: bool | None) -> None:
-    """Raise ConfigError if steps are to be captured on a device that cannot."""
-    if graph and not backend.captures:
-        raise ConfigError(f"--graph needs a device that captures steps, and {backend.name} does not; leave it out")
 
 
 def _part(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -159,7 +159,7 @@ def test_explain_says_which_technique_each_operation_takes_and_why(minidl) -> No
     found = json.loads(minidl(*arguments, "--precision", "tf32", "--json").stdout)
     assert (found["device"], found["precision"], found["batch_size"]) == ("emulator", "tf32", 2)
     conv2 = next(one for one in found["operations"] if one["layer"] == "conv2")
-    assert (conv2["operation"], conv2["technique"]) == ("conv2d_forward", "tensor_core")
+    assert (conv2["operation"], conv2["technique"]) == ("conv2d_normalized_forward", "tensor_core")
     assert conv2["shapes"]["x"] == [2, 28, 28, 32]
 
 

@@ -346,7 +346,7 @@ def test_more_threads_than_the_system_can_start_are_refused(train, monkeypatch) 
 
 def test_cuda_without_a_gpu_is_refused_and_never_replaced(train, monkeypatch) -> None:
     monkeypatch.setattr("minidl.backends.why_no_cuda", lambda: "the reason")
-    monkeypatch.setattr("minidl.training.session.Session", lambda *_: pytest.fail("trained without being asked to"))
+    monkeypatch.setattr("minidl.training.starting.Session", lambda *_: pytest.fail("trained without being asked to"))
     message = error_of(train("--device", "cuda"))
     assert message.startswith("device cuda cannot be used: the reason")
     assert "--device cpu" in message

@@ -53,9 +53,9 @@ class Recorder:
 
 
 def run_by(technique: str | None, fits: bool, host: Callable[..., None], *arguments: Any) -> None:
-    """Call a host function by a technique; where the vector one does not fit, see it refuse, and let it choose."""
-    if technique == "vector" and not fits:
-        with pytest.raises(TechniqueError, match=f"^{host.__name__} cannot be computed by technique 'vector'"):
+    """Call a host function by a technique; where vectors or tiles do not fit, see it refuse, and let it choose."""
+    if technique in ("vector", "tiled") and not fits:
+        with pytest.raises(TechniqueError, match=f"^{host.__name__} cannot be computed by technique '{technique}'"):
             host(*arguments, technique=technique)
         technique = None
     host(*arguments, technique=technique)

@@ -22,6 +22,10 @@ class DeviceArray(np.ndarray):
     def data(self):
         return Memory(self.ctypes.data, self.device_id)
 
+    @property
+    def _c_contiguous(self):
+        return self.flags.c_contiguous
+
 
 class OutOfMemoryError(MemoryError):
     pass

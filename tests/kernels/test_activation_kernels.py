@@ -15,6 +15,7 @@ from kernels.activation import (
     relu_forward_vector,
 )
 from kernels.errors import ShapeError
+from kernels.storage import FLOAT32
 
 SHAPES = [(0,), (0, 3), (1,), (3,), (4,), (5,), (1023,), (1024,), (1025,), (3, 5, 7, 11), (4099, 1)]
 SPECIAL = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, -1e-45, 3e38], np.float32)
@@ -46,17 +47,17 @@ def test_both_index_types(rng, index) -> None:
     x, dy = placed(values(rng, (2051,))), placed(values(rng, (2051,)))
     for factory in (relu_forward_scalar, relu_forward_vector):
         y = blank(x.shape)
-        RUN(factory(index), x, y, x.size)
+        RUN(factory(index, FLOAT32), x, y, x.size)
         assert_array_equal(y, relu_forward_reference(x))
     for factory in (relu_backward_scalar, relu_backward_vector):
         dx = blank(x.shape)
-        RUN(factory(index), dy, x, dx, x.size)
+        RUN(factory(index, FLOAT32), dy, x, dx, x.size)
         assert_array_equal(dx, relu_backward_reference(dy, x))
 
 
 def test_more_elements_than_32_bits_count_fit_the_grid() -> None:
     for factory in (relu_forward_scalar, relu_forward_vector):
-        kernel, n = factory(int64), 2**36 + 5
+        kernel, n = factory(int64, FLOAT32), 2**36 + 5
         blocks = kernel.grid([None, None, n])[0]
         assert (blocks - 1) * 256 < n <= blocks * 1024
 

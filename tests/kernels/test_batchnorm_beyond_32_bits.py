@@ -9,8 +9,9 @@ from numba import int64
 from numpy.testing import assert_allclose, assert_array_equal
 
 from kernels.batchnorm.apply import batchnorm_add_relu_apply_vector, batchnorm_apply_vector
-from kernels.batchnorm.backward import batchnorm_backward_vector
-from kernels.batchnorm.gradient_sums import batchnorm_mask_and_sum_gradients_vector, batchnorm_sum_gradients_vector
+from kernels.batchnorm.gradient_sums import batchnorm_sum_gradients_vector
+from kernels.batchnorm.input_gradient import batchnorm_backward_vector
+from kernels.batchnorm.masked_sums import batchnorm_mask_and_sum_gradients_vector
 from kernels.batchnorm.statistics import batchnorm_sum_shifted_scalar, batchnorm_sum_shifted_vector
 from kernels.emulator import emulate
 from kernels.launch import Kernel

@@ -9,16 +9,10 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from kernels import batchnorm
 from kernels.batchnorm import BatchStatistics
-from kernels.batchnorm.gradient_sums import (
-    batchnorm_finish_gradients,
-    batchnorm_sum_gradients_scalar,
-    batchnorm_sum_gradients_vector,
-)
-from kernels.batchnorm.statistics import (
-    batchnorm_finish_statistics,
-    batchnorm_sum_shifted_scalar,
-    batchnorm_sum_shifted_vector,
-)
+from kernels.batchnorm.gradient_sums import batchnorm_sum_gradients_scalar, batchnorm_sum_gradients_vector
+from kernels.batchnorm.partial_gradients import batchnorm_finish_gradients
+from kernels.batchnorm.partial_statistics import batchnorm_finish_statistics
+from kernels.batchnorm.statistics import batchnorm_sum_shifted_scalar, batchnorm_sum_shifted_vector
 from kernels.errors import ShapeError
 from kernels.launch import blocks_for
 from minidl.lab.budget import TINY, U

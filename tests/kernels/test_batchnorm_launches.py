@@ -10,7 +10,7 @@ from numba import uint32
 from kernels import batchnorm
 from kernels.batchnorm import BatchStatistics
 from kernels.batchnorm.apply import batchnorm_apply_vector
-from kernels.batchnorm.backward import batchnorm_backward_vector
+from kernels.batchnorm.input_gradient import batchnorm_backward_vector
 from kernels.batchnorm.split import ENOUGH, Split
 from kernels.emulator import launch as emulation
 from kernels.emulator.counts import CountingObserver

@@ -186,7 +186,7 @@ def test_all_rows_have_a_place_and_all_blocks_are_resident(groups: int, width: i
         blocks = -(-rows // span)
         assert blocks * parts.across <= HOPPER.multiprocessors
         assert -(-span // parts.depth) <= {1: 32, 2: 16}[tensors] + kept
-        merging = 4 * 256 * (3 * width + 1)
+        merging = 4 * 256 * (4 * width + 1)
         assert merging + 4 * 256 * width * kept * tensors <= HOPPER.shared_bytes - 1024
     sizes = [residency(HOPPER, 64, 4, rows, tensors) is not None for rows in range(1000, 400_000, 1000)]
     assert all(a or not b for a, b in pairwise(sizes))  # what fits, fits with fewer rows

@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.testing import assert_array_equal
 
-from kernels.channels import channels_first_reference, channels_last_reference, concat_reference, split_reference
+from kernels.channels import concat_reference, split_reference
 from minidl.lab.gradcheck import check_gradient
 
 
@@ -16,26 +16,8 @@ def test_concat_and_split_are_inverse(rng) -> None:
     assert [part.shape for part in split_reference(np.zeros((0, 3)), [1, 2])] == [(0, 1), (0, 2)]
 
 
-def test_channels_first_is_pytorchs_flattening(torch, rng) -> None:
-    x = rng.standard_normal((2, 3, 5, 7))
-    y = channels_first_reference(x)
-    assert_array_equal(y, torch.tensor(x).permute(0, 3, 1, 2).flatten(1))
-    assert_array_equal(channels_last_reference(y, x.shape), x)
-    assert channels_last_reference(y, x.shape).flags.c_contiguous
-
-
-def test_channels_first_by_hand() -> None:
-    x = np.arange(12).reshape(1, 2, 3, 2)
-    assert_array_equal(channels_first_reference(x), [[0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11]])
-    assert channels_first_reference(np.zeros((0, 2, 3, 2))).shape == (0, 12)
-    assert channels_last_reference(np.zeros((0, 12)), (0, 2, 3, 2)).shape == (0, 2, 3, 2)
-
-
 def test_gradients(rng) -> None:
     x, z = rng.standard_normal((2, 2, 3, 5, 4))
     whole = rng.standard_normal((2, 3, 5, 8))
     da, db = split_reference(whole, [4, 4])
     check_gradient("concat", lambda a, b: concat_reference([a, b]), {"a": x, "b": z}, {"a": da, "b": db}, whole)
-    flat = rng.standard_normal((2, 60))
-    dx = channels_last_reference(flat, x.shape)
-    check_gradient("channels_first", channels_first_reference, {"x": x}, {"x": dx}, flat)

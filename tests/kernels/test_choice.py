@@ -10,7 +10,8 @@ from emulated import Recorder, blank
 
 from kernels.activation import relu_forward
 from kernels.batch_statistics import BatchStatistics
-from kernels.channels import channels_first, concat, split
+from kernels.channel_order import channels_first
+from kernels.channels import concat, split
 from kernels.choice import choose, vectors
 from kernels.errors import TechniqueError
 from kernels.gradient_norm import clip_by_norm
@@ -96,6 +97,15 @@ def test_vectors_are_refused_by_the_number_and_the_array(numbers, offsets, why: 
     with pytest.raises(TechniqueError, match=re.escape(f"'vector': {why}; scalar can take it")):
         vectors(Recorder(), "add", "vector", numbers, **arrays)
     assert not vectors(Recorder(), "add", "scalar", numbers, **arrays)
+
+
+def test_vectors_of_16_bits_have_eight_elements() -> None:
+    x = blank((8,))
+    assert vectors(Recorder(), "add", None, {"channels": 16}, 8, x=x)
+    assert vectors(Recorder(), "add", None, {"channels": 12}, 4, x=x)
+    assert not vectors(Recorder(), "add", None, {"channels": 12}, 8, x=x)
+    with pytest.raises(TechniqueError, match="'vector': 12 channels are no multiple of 8; scalar can take it"):
+        vectors(Recorder(), "add", "vector", {"channels": 12}, 8, x=x)
 
 
 def test_vectors_are_taken_where_everything_allows_them() -> None:

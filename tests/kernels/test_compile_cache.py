@@ -22,7 +22,7 @@ from kernels.activation import relu_forward_scalar
 from kernels.compile_cache import *
 from pathlib import Path
 cache = CompileCache(Path({folder!r}))
-code = [cache.get(one, (9, 0)) for one in relu_forward_scalar.examples()][0]
+code = [cache.get(one, (9, 0)) for one in relu_forward_scalar.examples()[:2]][0]
 print(code.entry, len(code.cubin), cache.compiled, cache.loaded)
 """
 FACTOR = 2

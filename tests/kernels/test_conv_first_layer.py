@@ -23,6 +23,7 @@ from kernels.conv.first_layer import (
 from kernels.conv.first_layer_gradient import TERMS, conv2d_backward_weight_vector_first_layer, share_of
 from kernels.conv.geometry import Geometry
 from kernels.errors import TechniqueError
+from kernels.run_dry import DryRunner
 from kernels.run_emulated import EmulatorRunner
 
 FORWARD, BACKWARD = "conv2d_forward_{}_first_layer", "conv2d_backward_weight_{}_first_layer"
@@ -146,9 +147,12 @@ def test_it_is_taken_where_it_can_be(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize(
     ("layer", "why"),
     [
-        (Layer((1, 8, 8, 4), 3, 8), "x has 4 channels, expected at most 3"),
-        (Layer((1, 12, 12, 3), 11, 8), "a window has 363 elements, expected at most 256"),
-        (Layer((1, 7, 3000, 3), 7, 8), "7 lines of 3000 pixels and what else a block needs exceed its shared memory"),
+        (Layer((1, 8, 8, 4), 3, 8), "x has 4 channels, a first layer's kernel takes at most 3"),
+        (Layer((1, 12, 12, 3), 11, 8), "a window has 363 elements, a first layer's kernel takes at most 256"),
+        (
+            Layer((1, 7, 3000, 3), 7, 8),
+            "7 lines of 3000 pixels and the weights of a first layer exceed a block's shared memory",
+        ),
     ],
     ids=str,
 )
@@ -160,22 +164,29 @@ def test_what_it_cannot_take(rng: np.random.Generator, layer: Layer, why: str) -
         assert "first_layer" not in launched(host, *arrays, *layer.window)[0]
 
 
-def test_why_it_was_not_taken_is_said_of_a_first_layer_alone(rng: np.random.Generator) -> None:
-    for layer, told in ((Layer((1, 12, 12, 3), 11, 8), True), (Layer((1, 8, 8, 4), 3, 8), False)):
-        x, w, bias, dy = whole(rng, *layer.shapes)
-        run, heard = EmulatorRunner(), []
-        run.on_choice = heard.append
-        conv2d_forward(run, x, w, bias, dy, *layer.window)
-        assert heard[0].technique == "implicit_gemm"
-        assert ("a window has 363 elements" in heard[0].why) == told
-        assert "channels" not in heard[0].why
-
-
 def test_a_precision_that_is_none_is_refused_of_a_first_layer_too(rng: np.random.Generator) -> None:
     x, w, bias, dy = whole(rng, *LAYERS[5].shapes)
     for host, arrays in ((conv2d_forward, (x, w, bias, dy)), (conv2d_backward_weight, (x, dy, w))):
         with pytest.raises(ValueError, match="precision 'tf23' is given, expected fp32 or tf32"):
             host(EmulatorRunner(), *arrays, *LAYERS[5].window, precision="tf23")
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "why"),
+    [
+        ((1, 8, 8, 3), 3, "x has c_in = 3: whole lines of it in shared memory"),
+        ((1, 8, 8, 4), 3, "x has 4 channels, a first layer's kernel takes at most 3; precision fp32"),
+        ((1, 12, 12, 3), 11, "a window has 363 elements, a first layer's kernel takes at most 256; precision fp32"),
+        ((1, 8, 8, 12), 3, "precision fp32"),  # no image
+    ],
+    ids=str,
+)
+def test_a_layer_that_may_be_the_first_says_why_it_is_not_taken_for_one(shape, kernel: int, why: str) -> None:
+    run, x, w = DryRunner(), blank(shape), blank((kernel, kernel, shape[3], 8))
+    side = shape[1] - kernel + 1
+    conv2d_forward(run, x, w, None, blank((1, side, side, 8)), (1, 1), (0, 0))
+    conv2d_backward_weight(run, x, blank((1, side, side, 8)), w, (1, 1), (0, 0))
+    assert [one.why for one in run.chosen] == [why, why]
 
 
 def test_a_shorter_batch_runs_the_same_kernels() -> None:

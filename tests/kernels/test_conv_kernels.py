@@ -25,8 +25,8 @@ from kernels.conv.implicit_gemm import (
     conv2d_forward_implicit_gemm,
 )
 from kernels.errors import ShapeError
+from kernels.matmul.tiles import TILES, Tile, slices_of
 from kernels.run_emulated import EmulatorRunner
-from kernels.tiles import TILES, Tile, slices_of
 from kernels.window import output_size
 
 TECHNIQUES = "direct", "implicit_gemm"  # which take everything

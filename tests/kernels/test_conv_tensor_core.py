@@ -23,9 +23,9 @@ from kernels.conv.tensor_core import (
     conv2d_forward_tensor_core,
 )
 from kernels.errors import TechniqueError
+from kernels.matmul.tensor_tiles import DEPTH, NARROW, TILES, WIDE, TensorTile
+from kernels.matmul.tiles import slices_of
 from kernels.run_emulated import EmulatorRunner
-from kernels.tensor_tiles import DEPTH, NARROW, TILES, WIDE, TensorTile
-from kernels.tiles import slices_of
 
 TENSOR_CORE = "tensor_core"
 

@@ -73,14 +73,14 @@ class RawModule:
 def test_cupy_launches(cupy) -> None:
     modules = []
     cupy.RawModule = lambda **options: modules.append(RawModule(**options)) or modules[-1]
-    start = CupyDriver(cupy).load(kernel(64, 100_000), Code("work", b"cubin"), 0)
-    start((7, 1, 1), cupy.streams[0], [1, 2, np.int64(3)])
+    load = CupyDriver(cupy).load(kernel(64, 100_000), Code("work", b"cubin"), 0)
+    load((7, 1, 1))(cupy.streams[0], [1, 2, np.int64(3)])
     assert modules[0].function.shared == 100_000
     assert modules[0].launches == [
         ((7, 1, 1), (64, 1, 1), (1, 2, np.int64(3)), {"shared_mem": 100_000, "stream": cupy.streams[0]})
     ]
     assert not Path(modules[0].path).exists()
-    CupyDriver(cupy).load(kernel(32, 0), Code("work", b"cubin"), 0)((1, 1, 1), cupy.streams[0], [])
+    CupyDriver(cupy).load(kernel(32, 0), Code("work", b"cubin"), 0)((1, 1, 1))(cupy.streams[0], [])
     assert modules[1].launches == [((1, 1, 1), (32, 1, 1), (), {"shared_mem": 0, "stream": cupy.streams[0]})]
     with pytest.raises(RuntimeError, match=r"work\(\) needs 300,000 bytes of shared memory a block"):
         CupyDriver(cupy).load(kernel(64, 300_000), Code("work", b"cubin"), 0)
@@ -132,11 +132,12 @@ def core(monkeypatch) -> FakeCore:
 def test_cuda_core_launches(core, cupy) -> None:
     cuda_core = CudaCore()
     assert cuda_core.name == "cuda.core 1.2"
-    start = cuda_core.load(kernel(64, 100_000), Code("entry", b"cubin"), 3)
+    load = cuda_core.load(kernel(64, 100_000), Code("entry", b"cubin"), 3)
     assert core.attributes == [(8, 100_000, 77, 3)]
     first, second = cupy.streams[0], cupy.cuda.Stream()
-    for grid, stream in (((7, 1, 1), first), ((7, 1, 1), second), ((9, 2, 1), first), ((7, 1, 1), first)):
-        start(grid, stream, [1, 2, np.int64(3)])
+    seven, nine = load((7, 1, 1)), load((9, 2, 1))
+    for start, stream in ((seven, first), (seven, second), (nine, first), (seven, first)):
+        start(stream, [1, 2, np.int64(3)])
     launched = [(stream, configuration, *arguments) for stream, configuration, _, *arguments in core.launches]
     one, other = f"stream {first.ptr}", f"stream {second.ptr}"
     assert launched == [(one, 1, 1, 2, 3), (other, 1, 1, 2, 3), (one, 2, 1, 2, 3), (one, 1, 1, 2, 3)]
@@ -147,7 +148,7 @@ def test_cuda_core_launches(core, cupy) -> None:
 
 
 def test_cuda_core_launches_cooperatively_and_leaves_shared_memory_alone(core, cupy) -> None:
-    CudaCore().load(kernel(64, 0, cooperative=True), Code("entry", b"cubin"), 0)((1, 1, 1), cupy.streams[0], [])
+    CudaCore().load(kernel(64, 0, cooperative=True), Code("entry", b"cubin"), 0)((1, 1, 1))(cupy.streams[0], [])
     assert core.configurations[0]["is_cooperative"]
     assert core.attributes == []
 

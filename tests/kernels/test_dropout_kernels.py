@@ -9,6 +9,7 @@ from kernels.dropout import dropout, dropout_reference, dropout_scalar, dropout_
 from kernels.errors import ShapeError
 from kernels.launch import Cost, Launch, UInt32s, kernel
 from kernels.random import dropout_keep_reference, keep_threshold, philox4x32, seed_words, uniform_reference
+from kernels.storage import FLOAT32
 
 NUMBERS = [(0, 0, 0), (2**32 - 1, 1, 2), (2**40 + 17, 2**31 - 1, 2**32 - 1), (2**64 - 1, 2**32 - 1, 70000), (-1, 3, 5)]
 
@@ -72,7 +73,7 @@ def test_both_index_types(rng, index) -> None:
     x = placed(rng.standard_normal(1003))
     for factory in (dropout_scalar, dropout_vector):
         y = blank(x.shape)
-        RUN(factory(index), x, number(3), y, x.size, keep_threshold(0.25), 1 / 0.75, 2, *seed_words(1))
+        RUN(factory(index, FLOAT32), x, number(3), y, x.size, keep_threshold(0.25), 1 / 0.75, 2, *seed_words(1))
         assert_array_equal(y, dropout_reference(x, 0.25, 1, 2, 3))
 
 

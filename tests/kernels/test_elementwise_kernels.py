@@ -6,6 +6,7 @@ from numpy.testing import assert_array_equal
 
 from kernels.elementwise import add, add_reference, add_scalar, add_vector
 from kernels.errors import ShapeError
+from kernels.storage import FLOAT32
 
 SHAPES = [(0, 3), (1,), (3,), (4,), (5,), (1023,), (1024,), (1025,), (3, 5, 7, 11), (4099, 1)]
 SPECIAL = np.array([0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, 3e38], np.float32)
@@ -47,7 +48,7 @@ def test_both_index_types(rng, index) -> None:
     a, b = placed(values(rng, (2051,))), placed(values(rng, (2051,)))
     for factory in (add_scalar, add_vector):
         out = blank(a.shape)
-        RUN(factory(index), a, b, out, a.size)
+        RUN(factory(index, FLOAT32), a, b, out, a.size)
         assert_array_equal(out, add_reference(a, b))
 
 

@@ -61,10 +61,10 @@ def test_label_smoothing_is_a_share(smoothing) -> None:
 
 def test_optimizers_name_what_they_lack() -> None:
     value, two = [np.zeros(3, np.float32)], np.zeros(2, np.float32)
-    with pytest.raises(ShapeError, match=r"sgd: numbers has shape \(2,\), expected \(3,\)"):
-        sgd(RUN, value, value, [], two, False)
-    with pytest.raises(ShapeError, match=r"adam: numbers has shape \(2,\), expected \(9,\)"):
-        adam(RUN, value, value, value, value, two)
+    with pytest.raises(ShapeError, match=r"sgd: numbers has shape \(2,\), expected \(k, 3\)"):
+        sgd(RUN, value, value, [], two, [0], False)
+    with pytest.raises(ShapeError, match=r"adam: numbers has shape \(2,\), expected \(k, 9\)"):
+        adam(RUN, value, value, value, value, two, [0])
     for step, beta1 in ((0, 0.9), (-1, 0.9), (1, 1.0)):
         with pytest.raises(ValueError, match="expected a step from 1, betas in"):
             adam_numbers(step, 0.1, beta1, 0.99, 1e-8, 0.0, False)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numba import int64, uint32
 
-from kernels.errors import ShapeError
+from kernels.chip import HOPPER, Chip
+from kernels.errors import ShapeError, TechniqueError
 from kernels.loss import (
     BLOCK,
     cross_entropy,
@@ -16,13 +17,16 @@ from kernels.loss import (
     cross_entropy_sum,
     cross_entropy_targets,
 )
+from kernels.loss_fused import MANY, lanes_for
 from kernels.metrics import CHUNK, FEW, all_finite, append_result, count_correct_reference
+from kernels.run_dry import DryRunner
 from kernels.run_emulated import EmulatorRunner
 from minidl.lab.budget import compare
 from minidl.lab.operations.loss import cross_entropy_bounds
 
 NAN, INF, IGNORE = np.nan, np.inf, -100
 LANES = {"thread": 1, "warp": 32}
+TECHNIQUES = [*LANES, "fused"]
 
 
 @pytest.fixture
@@ -42,8 +46,8 @@ def loss_of(run: EmulatorRunner, logits: Any, targets: Any, *options: Any, **mor
     return loss, dlogits
 
 
-@pytest.mark.parametrize("technique", LANES)
-@pytest.mark.parametrize("shape", [(1, 1), (3, 33), (BLOCK + 1, 2), (9, 70), (2, 1025)], ids=str)
+@pytest.mark.parametrize("technique", TECHNIQUES)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 33), (BLOCK + 1, 2), (9, 70), (2, 1025), (130, 10)], ids=str)
 @pytest.mark.parametrize("ignore_index", [IGNORE, 0])
 def test_within_the_error_budget(run, rng, technique: str, shape: tuple[int, int], ignore_index: int) -> None:
     logits = (4 * rng.standard_normal(shape)).astype(np.float32)
@@ -72,14 +76,15 @@ def test_a_long_batch_loses_no_accuracy(run) -> None:
     assert abs(float(loss) - n * float(losses[0])) <= 2**-24 * float(loss)
 
 
-def test_a_row_of_many_classes_loses_no_accuracy(run) -> None:
+@pytest.mark.parametrize("technique", ["warp", "fused"])
+def test_a_row_of_many_classes_loses_no_accuracy(run, technique: str) -> None:
     classes = 40_000
-    loss, dlogits = loss_of(run, np.zeros((1, classes)), [7])
+    loss, dlogits = loss_of(run, np.zeros((1, classes)), [7], technique=technique)
     assert abs(float(loss) - np.log(classes)) <= 2 * 2**-24 * np.log(classes)
     assert abs(dlogits.astype(np.float64).sum()) < 1e-6
 
 
-@pytest.mark.parametrize("technique", LANES)
+@pytest.mark.parametrize("technique", TECHNIQUES)
 def test_hostile_rows_follow_the_reference(run, technique: str) -> None:
     logits = np.array([[-INF, 1, 2], [1, 2, -INF], [-INF] * 3, [INF, 0, 0], [NAN, 0, 0], [0, NAN, 1], [3e38, -3e38, 0]])
     logits = logits.astype(np.float32)
@@ -91,8 +96,11 @@ def test_hostile_rows_follow_the_reference(run, technique: str) -> None:
             np.testing.assert_allclose(dlogits, dexpected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("technique", TECHNIQUES)
 @pytest.mark.parametrize(("target", "ignore_index"), [(3, IGNORE), (-1, IGNORE), (-100, -1), (2**40, IGNORE)])
-def test_a_target_that_is_no_class_is_named_before_anything_is_written(run, target: int, ignore_index: int) -> None:
+def test_a_target_that_is_no_class_is_named_before_anything_is_written(
+    run, target: int, ignore_index: int, technique: str
+) -> None:
     logits, loss, dlogits = np.zeros((600, 3), np.float32), run.empty(()), run.empty((600, 3))
     targets = np.zeros(600, np.int64)
     targets[[300, 301, 300 + BLOCK]] = target, 99, 99  # the last one falls to the thread of the first
@@ -100,23 +108,64 @@ def test_a_target_that_is_no_class_is_named_before_anything_is_written(run, targ
         f"cross_entropy: target {target} in row 300 is not one of the 3 classes; give 0 to 2, or {ignore_index} to"
     )
     with pytest.raises(IndexError, match=re.escape(message)):
-        cross_entropy(run, logits, targets, loss, dlogits, 0.0, ignore_index, "mean")
+        cross_entropy(run, logits, targets, loss, dlogits, 0.0, ignore_index, "mean", technique=technique)
     assert np.isnan(loss)
     assert np.isnan(dlogits).all()
-    assert [launched.kernel.name for launched in run.launched] == ["cross_entropy_targets"]
+    only = "cross_entropy_fused" if technique == "fused" else "cross_entropy_targets"
+    assert [launched.kernel.name for launched in run.launched] == [only]
 
 
+@pytest.mark.parametrize("technique", TECHNIQUES)
 @pytest.mark.parametrize("bad", [3, -1, 2**40])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_unchecked_a_target_that_is_no_class_makes_the_loss_nan(run, bad: int, reduction: str) -> None:
+def test_unchecked_a_target_that_is_no_class_makes_the_loss_nan(run, bad: int, reduction: str, technique: str) -> None:
     for weight in (None, np.ones(3, np.float32)):
         options = 0.0, IGNORE, reduction, weight
-        loss, _ = loss_of(run, np.zeros((4, 3)), [0, 1, bad, 2], *options, check=False)
+        loss, _ = loss_of(run, np.zeros((4, 3)), [0, 1, bad, 2], *options, check=False, technique=technique)
         assert np.isnan(loss).any()
         if reduction == "none":
             assert np.isnan(loss).tolist() == [False, False, True, False]
-        loss, _ = loss_of(run, np.zeros((4, 3)), [0, 1, IGNORE, 2], *options, check=False)
+        loss, _ = loss_of(run, np.zeros((4, 3)), [0, 1, IGNORE, 2], *options, check=False, technique=technique)
         assert np.isfinite(loss).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "blocks"), [((0, 10), 1), ((128, 10), 1), ((129, 10), 2), ((700, 10), 6), ((9, 200), 2)]
+)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_small_batch_is_one_launch(run, rng, shape: tuple[int, int], blocks: int, reduction: str) -> None:
+    """Of as many blocks as it takes, with the same bits again, and the barrier ready for the next."""
+    logits = 3 * rng.standard_normal(shape)
+    targets = rng.integers(0, shape[1], shape[0])
+    targets[::5] = IGNORE
+    loss, dlogits = loss_of(run, logits, targets, 0.1, IGNORE, reduction)
+    (one,) = run.launched
+    assert (one.kernel.name, one.grid[0]) == ("cross_entropy_fused", blocks)
+    assert one.kernel.cooperative == (blocks > 1 and reduction != "none")
+    assert not run.barrier()[0] & 0x7FFFFFFF
+    again, dagain = loss_of(run, logits, targets, 0.1, IGNORE, reduction)
+    assert same_bits(loss, again)
+    assert same_bits(dlogits, dagain)
+
+
+def test_the_fused_technique_says_what_it_takes() -> None:
+    def chosen(n: int, classes: int, chip: Chip | None = None) -> tuple[str, str]:
+        run = DryRunner(chip)
+        logits, targets = np.empty((n, classes), np.float32), np.zeros(n, np.int64)
+        cross_entropy(run, logits, targets, run.empty(()), run.empty(logits.shape), 0.0, IGNORE, "mean", check=False)
+        return run.chosen[0].technique, run.chosen[0].why
+
+    assert chosen(128, 10) == ("fused", "one launch for 128 rows")
+    assert chosen(4096, 10, HOPPER)[0] == "fused"
+    warp = "32 threads for each row"
+    assert chosen(4097, 10) == ("warp", f"4,097 rows of 10 classes, fused takes at most 4,096; {warp}")
+    assert chosen(1025, 1000) == ("warp", f"1,025 rows of 1,000 classes, fused takes at most 1,024; {warp}")
+    few = HOPPER._replace(multiprocessors=2)
+    waiting = "16 blocks that wait for each other, this GPU has room for fewer"
+    assert chosen(2048, 10, few) == ("warp", f"{waiting}; {warp}")
+    assert chosen(128, 10, few)[0] == "fused"
+    with pytest.raises(TechniqueError, match="technique 'fused': 5,000 rows of 3 classes, fused takes at most 4,096"):
+        loss_of(DryRunner(), np.zeros((5000, 3)), np.zeros(5000), technique="fused")
 
 
 def test_the_targets_are_counted_over_more_rows_than_threads(run, rng) -> None:
@@ -143,6 +192,19 @@ def test_many_rows_and_weights_are_counted_exactly(run) -> None:
     for weighted, expected in ((False, n), (True, n * float(weight[0]))):
         run(cross_entropy_targets(2, weighted), np.zeros(n, np.int64), weight, first, divisor, IGNORE, n)
         assert divisor[0] == np.float32(expected)
+
+
+def test_a_small_batch_passes_once_and_few_classes_meet_in_no_bank(run) -> None:
+    """Beside the logits and the gradient: the targets for each of two blocks, and the losses, which are read again."""
+    n, classes = 256, 10
+    loss_of(run, np.zeros((n, classes)), np.zeros(n))
+    found = run.launched[0].report.counts.total
+    assert found.bytes_moved - 8 * n * classes <= 2 * 8 * n + 2 * 8 * n + 3 * 4 * n
+    assert found.bank_conflicts == 0
+    for count in range(1, 300):
+        lanes = lanes_for(count)
+        assert 32 % lanes == 0
+        assert lanes == 32 or count <= MANY * lanes
 
 
 @pytest.mark.parametrize("lanes", LANES.values())

@@ -7,8 +7,8 @@ from numpy.testing import assert_array_equal
 
 from kernels.errors import ShapeError
 from kernels.matmul import matmul, matmul_plain, matmul_reference, matmul_tiled
+from kernels.matmul.tiles import LARGE, MEDIUM, SMALL, TALL, TILES, Tile, slices_of, span_of, tile_for
 from kernels.run_emulated import EmulatorRunner
-from kernels.tiles import LARGE, MEDIUM, SMALL, TALL, TILES, Tile, slices_of, span_of, tile_for
 
 TECHNIQUES = "plain", "tiled"  # which take everything
 TURNS = list(product((False, True), repeat=2))

@@ -9,9 +9,9 @@ from numpy.testing import assert_array_equal
 from kernels.errors import TechniqueError
 from kernels.linear import linear_backward_input, linear_backward_weight, linear_forward
 from kernels.matmul import matmul
-from kernels.matmul_tensor_core import matmul_tensor_core
+from kernels.matmul.tensor_core import matmul_tensor_core
+from kernels.matmul.tensor_tiles import DEPTH, MEDIUM, SMALL
 from kernels.run_emulated import EmulatorRunner
-from kernels.tensor_tiles import DEPTH, MEDIUM, SMALL
 
 TENSOR_CORE = "tensor_core"
 TURNS = [(False, False), (False, True), (True, False), (True, True)]
@@ -22,16 +22,16 @@ def whole(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("a_transposed", "b_transposed"), TURNS)
-@pytest.mark.parametrize("in_pairs", [True, False])
+@pytest.mark.parametrize("at_once", [4, 2, 1])
 def test_both_turns_of_both_factors_at_the_edges_of_tiles(
-    rng, a_transposed: bool, b_transposed: bool, in_pairs: bool
+    rng, a_transposed: bool, b_transposed: bool, at_once: int
 ) -> None:
-    tile = SMALL if in_pairs else MEDIUM
+    tile = MEDIUM if at_once == 1 else SMALL
     m, n, k = tile.rows + 4, tile.columns + 4, 2 * DEPTH + 4
     a = whole(rng, k, m) if a_transposed else whole(rng, m, k)
     b = whole(rng, n, k) if b_transposed else whole(rng, k, n)
     bias, c = whole(rng, n), np.empty((2, m, n), np.float32)
-    kernel = matmul_tensor_core(tile, a_transposed, b_transposed, True, in_pairs, int64)
+    kernel = matmul_tensor_core(tile, a_transposed, b_transposed, True, at_once, int64)
     EmulatorRunner()(kernel, a, b, bias, c, m, n, k, 2 * DEPTH)
     left, right = a.T if a_transposed else a, b.T if b_transposed else b
     assert_array_equal(c[0], left[:, : 2 * DEPTH] @ right[: 2 * DEPTH] + bias)
@@ -56,7 +56,7 @@ def test_a_result_of_any_width(rng, c_out: int) -> None:
     """Ten classes: lines of w are in fours, those of y need not be."""
     x, w, bias, y = whole(rng, 9, 20), whole(rng, c_out, 20), whole(rng, c_out), np.empty((9, c_out), np.float32)
     run = EmulatorRunner(counts=True)
-    linear_forward(run, x, w, bias, y, precision="tf32")
+    linear_forward(run, x, w, bias, y, technique="tensor_core")
     assert [one.kernel.name for one in run.launched] == ["matmul_tensor_core"]
     assert_array_equal(y, x @ w.T + bias)
 
@@ -73,11 +73,11 @@ def test_a_nan_and_an_infinity_go_where_the_sums_go(rng) -> None:
 
 
 def test_what_it_cannot_take_is_refused_by_name(rng) -> None:
-    run, (x, w, dy) = EmulatorRunner(), (whole(rng, 4, 8), whole(rng, 10, 8), whole(rng, 4, 10))
-    with pytest.raises(TechniqueError, match=r"^linear_backward_input .*: dy has lines of 10, no multiple of 4; tiled"):
+    run, (x, w, dy) = EmulatorRunner(), (whole(rng, 4, 8), whole(rng, 18, 8), whole(rng, 4, 18))
+    with pytest.raises(TechniqueError, match=r"^linear_backward_input .*: dy has lines of 18, no multiple of 4; tiled"):
         linear_backward_input(run, dy, w, np.empty_like(x), technique=TENSOR_CORE)
     with pytest.raises(
-        TechniqueError, match=r"^linear_backward_weight .*: dy has lines of 10, no multiple of 4; tiled"
+        TechniqueError, match=r"^linear_backward_weight .*: dy has lines of 18, no multiple of 4; tiled"
     ):
         linear_backward_weight(run, x, dy, np.empty_like(w), technique=TENSOR_CORE)
     with pytest.raises(

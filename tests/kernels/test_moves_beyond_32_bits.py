@@ -12,7 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 import kernels.emulator.launch
 from kernels import pooling
 from kernels.activation import relu_backward, relu_forward
-from kernels.channels import channels_first, channels_last, concat, split
+from kernels.channel_order import channels_first, channels_last
+from kernels.channels import concat, split
 from kernels.dropout import dropout
 from kernels.elementwise import add
 from kernels.images import gather_images, gather_labels
@@ -20,6 +21,7 @@ from kernels.noise import noise_backward
 from kernels.random import keep_threshold, philox4x32
 from kernels.run_emulated import EmulatorRunner
 from kernels.scale import scale_backward, scale_forward
+from kernels.storage import BFLOAT16
 
 Array = np.ndarray
 RUN = EmulatorRunner(checks=False)  # which would need as much memory again
@@ -75,6 +77,25 @@ def test_elementwise(rng, sparse, technique: str) -> None:
     assert_array_equal(out[-500:], np.where(a_end > 0, b_end, 0)[-500:])
     for array in (a, b, out):
         assert not array[: 2**20].any()
+
+
+@pytest.mark.parametrize("technique", ["scalar", "vector"])
+def test_in_16_bits(rng, sparse, technique: str) -> None:
+    x, out = sparse(SIZE, dtype=np.uint16), sparse(SIZE, dtype=np.uint16)
+    x[-600:] = BFLOAT16.encode(rng.standard_normal(600))
+    end = BFLOAT16.decode(x[-500:])
+    add(RUN, x, x, out, technique=technique)
+    assert_array_equal(BFLOAT16.decode(out[-500:]), 2 * end)
+    relu_forward(RUN, x, out, technique=technique)
+    assert_array_equal(BFLOAT16.decode(out[-500:]), np.maximum(end, 0))
+    scale_forward(RUN, x, placed(-0.5), out, technique=technique)
+    assert_array_equal(BFLOAT16.decode(out[-500:]), -0.5 * end)
+    rows = SIZE // 8
+    parts, whole = [x[: 8 * rows].reshape(rows, 8)] * 2, sparse(rows, 16, dtype=np.uint16)
+    concat(RUN, parts, whole, technique=technique)
+    assert_array_equal(whole[-50:], np.concatenate([part[-50:] for part in parts], axis=1))
+    for array in (out, whole):
+        assert not array[: 2**18].any()
 
 
 @pytest.mark.parametrize("technique", ["scalar", "vector"])
@@ -143,8 +164,9 @@ def test_channels(rng, sparse, technique: str) -> None:
     assert_array_equal(back[-1].reshape(-1)[-seen:], end[-1].reshape(-1)[-seen:])
 
 
-@pytest.mark.parametrize("technique", ["scalar", "vector"])
-def test_pooling(rng, sparse, technique: str) -> None:
+@pytest.mark.parametrize(("technique", "seen"), [("scalar", 10), ("vector", 10), ("tiled", 3)])
+def test_pooling(rng, sparse, technique: str, seen: int) -> None:
+    """Of the last images, as many as three blocks make at the least."""
     n, window = SIZE // 36 + 1, ((3, 3), (1, 1), (1, 1))
     x, y, place = sparse(n, 3, 3, 4), sparse(n, 3, 3, 4), sparse(n, 3, 3, 4, dtype=np.int32)
     x_end, dy_end = ends(rng, x, y, count=30)
@@ -152,19 +174,19 @@ def test_pooling(rng, sparse, technique: str) -> None:
     dx = sparse(n, 3, 3, 4)
     pooling.avg_pool2d_backward(RUN, y, dx, *options, technique=technique)
     expected = pooling.avg_pool2d_backward_reference(dy_end, dy_end.shape, *options)
-    assert_allclose(dx[-10:], expected[-10:], rtol=1e-5, atol=1e-5)
+    assert_allclose(dx[-seen:], expected[-seen:], rtol=1e-5, atol=1e-5)
     pooling.avg_pool2d_forward(RUN, x, y, *options, technique=technique)
     expected = pooling.avg_pool2d_forward_reference(x_end, *options)
-    assert_allclose(y[-10:], expected[-10:], rtol=1e-5, atol=1e-5)
+    assert_allclose(y[-seen:], expected[-seen:], rtol=1e-5, atol=1e-5)
 
     pooling.max_pool2d_forward(RUN, x, y, place, *window, technique=technique)
     expected, index = pooling.max_pool2d_forward_reference(x_end, *window)
-    assert_array_equal(y[-10:], expected[-10:])
-    assert_array_equal(place[-10:], index[-10:])
+    assert_array_equal(y[-seen:], expected[-seen:])
+    assert_array_equal(place[-seen:], index[-seen:])
     place[-30:], y[-30:] = index, dy_end
     pooling.max_pool2d_backward(RUN, y, place, dx, *window, technique=technique)
     expected = pooling.max_pool2d_backward_reference(dy_end, index, dy_end.shape, *window)
-    assert_allclose(dx[-10:], expected[-10:], rtol=1e-5, atol=1e-5)
+    assert_allclose(dx[-seen:], expected[-seen:], rtol=1e-5, atol=1e-5)
     for array in (y, place, dx):
         assert not array[: 2**15].any()
 

@@ -48,27 +48,38 @@ def test_in_place(rng, technique: str) -> None:
     assert_array_equal(in_place, y)
 
 
+@pytest.mark.parametrize("shape", [(77, 8), (5, 1028), (300, 4), (2049, 20)], ids=str)
+def test_both_techniques_have_the_same_bits(rng, shape: tuple[int, int]) -> None:
+    """Over several rows of a thread, and channels of several blocks."""
+    x, y, other = placed(rng.standard_normal(shape)), blank(shape), blank(shape)
+    noise_forward(RUN, x, y, *PAPER, *GIVEN, technique="scalar")
+    noise_forward(RUN, x, other, *PAPER, *GIVEN, technique="vector")
+    assert_array_equal(y, other)
+    noise_backward(RUN, x, y, *PAPER[1:], *GIVEN, technique="scalar")
+    noise_backward(RUN, x, other, *PAPER[1:], *GIVEN, technique="vector")
+    assert_array_equal(y, other)
+
+
 @pytest.mark.parametrize("forward", [True, False])
-def test_both_techniques_and_index_types_have_the_same_bits(rng, forward: bool) -> None:
+def test_both_index_types_have_the_same_bits(rng, forward: bool) -> None:
     x, factors, terms = placed(rng.standard_normal((77, 8))), placed(rng.uniform(1, 2, 8)), placed(rng.uniform(size=8))
-    results = []
-    for factory in (noise_scalar, noise_vector):
-        for index in (uint32, int64):
-            y = blank(x.shape)
-            RUN(factory(8, forward, index), x, number(3), factors, terms, y, x.size, 0.1, 2, *seed_words(1))
-            results.append(y)
-    for y in results[1:]:
-        assert_array_equal(y, results[0])
+    scalar, vector = ([blank(x.shape), blank(x.shape)] for _ in range(2))
+    for i, index in enumerate((uint32, int64)):
+        given = factors, terms, scalar[i], x.size, 0.1, 2, *seed_words(1)
+        RUN(noise_scalar(8, forward, index), x, number(3), *given)
+        RUN(noise_vector(8, forward, index), x, number(3), vector[i], 77, 31, 0.1, 0.2, 0.3, 2, *seed_words(1))
+    assert_array_equal(*scalar)
+    assert_array_equal(*vector)
 
 
 def test_vectors_where_channels_come_by_fours_and_arrays_are_aligned() -> None:
     fours, threes, shifted = blank((3, 8)), blank((8, 3)), blank((3, 8), offset=1)
-    both = lambda name: ["noise_of_channels", name]  # noqa: E731
-    assert launched(noise_forward, fours, fours, *PAPER, *GIVEN) == both("noise_vector")
-    assert launched(noise_forward, fours, fours, *PAPER, *GIVEN, technique="scalar") == both("noise_scalar")
-    assert launched(noise_forward, threes, threes, *PAPER, *GIVEN) == both("noise_scalar")
-    assert launched(noise_forward, shifted, fours, *PAPER, *GIVEN) == both("noise_scalar")
-    assert launched(noise_backward, fours, shifted, *PAPER[1:], *GIVEN) == both("noise_scalar")
+    scalar = ["noise_of_channels", "noise_scalar"]
+    assert launched(noise_forward, fours, fours, *PAPER, *GIVEN) == ["noise_vector"]
+    assert launched(noise_forward, fours, fours, *PAPER, *GIVEN, technique="scalar") == scalar
+    assert launched(noise_forward, threes, threes, *PAPER, *GIVEN) == scalar
+    assert launched(noise_forward, shifted, fours, *PAPER, *GIVEN) == scalar
+    assert launched(noise_backward, fours, shifted, *PAPER[1:], *GIVEN) == scalar
 
 
 def test_arguments_that_do_not_fit() -> None:

@@ -20,11 +20,15 @@ ADAM = {"adam": (3, 1e-2, 0.9, 0.99, 1e-8, 0.01, False), "adamw": (3, 1e-2, 0.9,
 
 def step_of_sgd(run: Any, *lists: Any, rule: str = "plain", **options: Any) -> None:
     *numbers, nesterov = SGD[rule]
-    sgd(run, *lists, run.upload(sgd_numbers(*numbers).astype(np.float32)), nesterov, **options)
+    sgd(run, *lists, in_a_row(run, sgd_numbers(*numbers)), [0] * len(lists[0]), nesterov, **options)
 
 
 def step_of_adam(run: Any, *lists: Any, rule: str = "adam", **options: Any) -> None:
-    adam(run, *lists, run.upload(adam_numbers(*ADAM[rule]).astype(np.float32)), **options)
+    adam(run, *lists, in_a_row(run, adam_numbers(*ADAM[rule])), [0] * len(lists[0]), **options)
+
+
+def in_a_row(run: Any, *rows: np.ndarray) -> np.ndarray:
+    return run.upload(np.array(rows).astype(np.float32))
 
 
 @pytest.fixture
@@ -87,6 +91,31 @@ def test_adam_updates_every_element_of_every_tensor(run, rng, technique: str, ru
     assert len(run.launched) == 1
 
 
+@pytest.mark.parametrize("technique", TECHNIQUES)
+def test_groups_go_by_numbers_of_their_own_in_one_launch(run, rng, technique: str) -> None:
+    steps = (
+        (3, 1e-2, 0.9, 0.99, 1e-8, 0.01, False),
+        (7, 0.1, 0.8, 0.95, 1e-6, 0.2, True),
+        (1, 0.3, 0, 0.5, 1e-3, 0, True),
+    )
+    numbers, rows = in_a_row(run, *(adam_numbers(*step) for step in steps)), [2, 0, 1, 1, 0, 2, 1]
+    values, grads, firsts, seconds = tensors(rng), tensors(rng), tensors(rng), tensors(rng, positive=True)
+    before = copies(values, grads, firsts, seconds)
+    adam(run, values, grads, firsts, seconds, numbers, rows, technique=technique)
+    for i, (row, *arrays) in enumerate(zip(rows, *before, strict=True)):
+        expected = adam_reference(*arrays, *steps[row])
+        for got, wanted in zip((values[i], firsts[i], seconds[i]), expected, strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=2e-6, atol=1e-6)
+    options = (0.1, 0.9, 5e-4), (0.01, 0.5, 0.1), (0.3, 0.0, 0.0)
+    before = copies(values, grads, firsts)
+    numbers = in_a_row(run, *(sgd_numbers(*one) for one in options))
+    sgd(run, values, grads, firsts, numbers, rows, True, technique=technique)
+    for i, (row, *arrays) in enumerate(zip(rows, *before, strict=True)):
+        for got, wanted in zip((values[i], firsts[i]), sgd_reference(*arrays, *options[row], True), strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=2e-6, atol=1e-6)
+    assert len(run.launched) == 2
+
+
 def test_both_techniques_give_the_same_bits(rng) -> None:
     run, host = EmulatorRunner(), [tensors(rng, positive=slot == 3) for slot in range(4)]
     found = []
@@ -121,13 +150,13 @@ def test_the_numbers_are_read_when_the_kernel_runs(rng) -> None:
     run = EmulatorRunner()
     host = [tensors(rng, ((7,),), positive=slot == 3) for slot in range(4)]
     first, second = ([[aligned(array) for array in arrays] for arrays in host] for _ in range(2))
-    numbers = run.upload(np.zeros(9, np.float32))
-    chunks_of(run, (7,))  # what is uploaded is there before
-    graph = run.capture(lambda: adam(run, *second, numbers), warm_up=0)
+    numbers = run.upload(np.zeros((2, 9), np.float32))
+    chunks_of(run, (7,), (1,))  # what is uploaded is there before
+    graph = run.capture(lambda: adam(run, *second, numbers, [1]), warm_up=0)
     for step in (ADAM["adam"], (9, 5e-4, 0.9, 0.99, 1e-8, 0.02, False)):
         now = adam_numbers(*step).astype(np.float32)
-        adam(run, *first, run.upload(now))
-        numbers[...] = now
+        adam(run, *first, run.upload(now[np.newaxis]), [0])
+        numbers[1] = now
         graph.replay()
     assert all(same_bits(a[0], b[0]) for a, b in zip(first, second, strict=True))
 
@@ -146,6 +175,10 @@ def test_a_table_of_chunks_is_made_once_for_the_same_sizes(rng) -> None:
     assert run.uploads == 1
     step_of_sgd(run, tensors(rng)[:2], tensors(rng)[:2], [])
     assert run.uploads == 2
+    numbers = in_a_row(run, sgd_numbers(0.1, 0, 0), sgd_numbers(0.2, 0, 0))
+    for rows in ([0, 1], [1, 0], (0, 1)):  # other rows, another table
+        sgd(run, tensors(rng)[:2], tensors(rng)[:2], [], numbers, rows, False)
+    assert run.uploads == 4
 
 
 def test_nothing_to_update_launches_nothing(run) -> None:
@@ -171,6 +204,18 @@ def test_lists_that_do_not_fit_are_refused_before_anything_is_written(run, rng) 
         step_of_sgd(run, values, grads[1:], [])
     with pytest.raises(ShapeError, match=r"^adam: second_moments has 0 arrays, expected 7 as values has$"):
         step_of_adam(run, values, grads, others, [])
+    everything = values, grads, [], in_a_row(run, sgd_numbers(0.1, 0, 0), sgd_numbers(0.1, 0, 0))
+    for rows, message in (
+        ([0] * 6, r"rows has 6 numbers, expected 7, one a tensor"),
+        ([0, 1, 2, 0, 0, 0, 0], r"rows has 0 to 2, expected 0 to 1 as numbers has rows"),
+        ([0, 1, -1, 0, 0, 0, 0], r"rows has -1 to 1, expected 0 to 1 as numbers has rows"),
+    ):
+        with pytest.raises(ShapeError, match=f"^sgd: {message}$"):
+            sgd(run, *everything, rows, False)
+    with pytest.raises(ShapeError, match=r"^adam: numbers has shape \(2, 3\), expected \(k, 9\), a row a group$"):
+        adam(run, values, grads, others, others, everything[-1], [0] * 7)
+    with pytest.raises(ShapeError, match=r"^sgd: numbers has shape \(3,\), expected \(k, 3\), a row a group$"):
+        sgd(run, values, grads, [], everything[-1][0], [0] * 7, False)
     grads[1] = grads[1].T
     with pytest.raises(ShapeError, match=re.escape("sgd: grads[1] has shape (5, 3), expected (3, 5) as values[1] has")):
         step_of_sgd(run, values, grads, [])

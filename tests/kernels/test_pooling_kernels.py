@@ -1,3 +1,4 @@
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -7,7 +8,10 @@ from numba import int64, uint32
 from numpy.testing import assert_allclose, assert_array_equal
 
 from kernels import pooling
-from kernels.errors import ShapeError
+from kernels.errors import ShapeError, TechniqueError
+from kernels.pooling.geometry import Geometry
+from kernels.pooling.tile import ITEMS, SHARED, backward_tile, forward_tile
+from kernels.run_dry import DryRunner
 from kernels.window import output_size
 
 U = 2.0**-24
@@ -29,6 +33,14 @@ class Pool(NamedTuple):
     @property
     def averaged(self) -> tuple:
         return self.kernel, self.stride, self.padding
+
+    def fits(self, technique: str | None, offset: int = 0) -> tuple[bool, bool]:
+        """Whether a technique can take it, forward and backward."""
+        fours = (offset == 0 or 0 in self.x) and self.x[3] % 4 == 0
+        spans = (d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True))
+        overlap = any(span > stride for span, stride in zip(spans, self.stride, strict=True))
+        tiled = technique == "tiled"
+        return fours and (overlap or not tiled), fours and (self.stride[0] * self.stride[1] <= 9 or not tiled)
 
 
 POOLS = [
@@ -55,7 +67,7 @@ DILATED = [
     Pool((2, 8, 9, 12), (2, 3), (2, 1), (1, 1), (3, 2)),
     Pool((1, 7, 7, 4), (3, 3), (3, 3), (1, 0), (3, 2), ceil_mode=True),
 ]
-TECHNIQUES = [None, "scalar", "vector"]
+TECHNIQUES = [None, "scalar", "vector", "tiled"]
 FAMILIES = ["ordinary", "ties", "special", "-inf"]
 
 
@@ -78,7 +90,7 @@ def values(rng: np.random.Generator, shape: tuple[int, ...], family: str) -> np.
 def test_max(rng, pool: Pool, family: str, technique, offset: int) -> None:
     x = values(rng, pool.x, family)
     y, index = blank(pool.y, offset), blank(pool.y, offset, np.int32)
-    fits = offset == 0 and pool.x[3] % 4 == 0
+    fits, fits_back = pool.fits(technique, offset)
     run_by(technique, fits, pooling.max_pool2d_forward, RUN, placed(x, offset), y, index, *pool[1:])
     expected_y, expected_index = pooling.max_pool2d_forward_reference(x, *pool[1:])
     assert_array_equal(y, expected_y)
@@ -86,7 +98,7 @@ def test_max(rng, pool: Pool, family: str, technique, offset: int) -> None:
 
     dy = rng.integers(-9, 10, pool.y).astype(np.float32)  # sums of these are exact
     dx = blank(pool.x, offset)
-    run_by(technique, fits, pooling.max_pool2d_backward, RUN, placed(dy, offset), index, dx, *pool[1:])
+    run_by(technique, fits_back, pooling.max_pool2d_backward, RUN, placed(dy, offset), index, dx, *pool[1:])
     assert_array_equal(dx, pooling.max_pool2d_backward_reference(dy, expected_index, pool.x, *pool[1:]))
 
 
@@ -109,7 +121,7 @@ def test_average(rng, pool: Pool, count_include_pad: bool, technique, offset: in
     options = *pool.averaged, count_include_pad, pool.ceil_mode
     x = values(rng, pool.x, "ordinary")
     y = blank(pool.y, offset)
-    fits = offset == 0 and pool.x[3] % 4 == 0
+    fits, fits_back = pool.fits(technique, offset)
     run_by(technique, fits, pooling.avg_pool2d_forward, RUN, placed(x, offset), y, *options)
     # A rounding for each addition, and one for the division, each relative to the sum of absolute values.
     steps = pool.kernel[0] * pool.kernel[1]
@@ -118,7 +130,7 @@ def test_average(rng, pool: Pool, count_include_pad: bool, technique, offset: in
     assert (np.abs(error) <= steps * U * absolute).all()
 
     dy, dx = values(rng, pool.y, "ordinary"), blank(pool.x, offset)
-    run_by(technique, fits, pooling.avg_pool2d_backward, RUN, placed(dy, offset), dx, *options)
+    run_by(technique, fits_back, pooling.avg_pool2d_backward, RUN, placed(dy, offset), dx, *options)
     # The reciprocal, and a product that is added: one rounding for each window that holds the element.
     overlap = np.prod([-(-kernel // stride) for kernel, stride in zip(pool.kernel, pool.stride, strict=True)])
     absolute = pooling.avg_pool2d_backward_reference(np.abs(dy.astype(np.float64)), pool.x, *options)
@@ -166,7 +178,7 @@ def test_a_nan_stays_in_its_channel_and_whole_numbers_are_exact(rng, technique: 
 
 
 @pytest.mark.parametrize("offset", [0, 1])
-@pytest.mark.parametrize("technique", TECHNIQUES)
+@pytest.mark.parametrize("technique", [None, "scalar", "vector"])
 @pytest.mark.parametrize("shape", IMAGES)
 def test_global_average_backward(rng, shape, technique, offset: int) -> None:
     n, _, _, c = shape
@@ -212,11 +224,11 @@ def test_both_index_types(rng, index) -> None:
     x, dy = placed(values(rng, pool.x, "ties")), placed(values(rng, pool.y, "ties"))
     geometry = pooling.geometry.Geometry(*pool.x[1:], *pool[1:])
     y, place, dx = blank(pool.y), blank(pool.y, dtype=np.int32), blank(pool.x)
-    for technique in ("scalar", "vector"):
+    for technique in ("scalar", "vector", "tiled"):
         forward = getattr(pooling.maximum, f"max_pool2d_forward_{technique}")(index, geometry)
         backward = getattr(pooling.maximum, f"max_pool2d_backward_{technique}")(index, geometry)
-        RUN(forward, x, y, place, y.size)
-        RUN(backward, dy, place, dx, dx.size)
+        RUN(forward, x, y, place, len(x) if technique == "tiled" else y.size)
+        RUN(backward, dy, place, dx, len(x) if technique == "tiled" else dx.size)
         expected_y, expected_place = pooling.max_pool2d_forward_reference(x, *pool[1:])
         assert_array_equal(y, expected_y)
         assert_array_equal(place, expected_place)
@@ -238,11 +250,125 @@ def test_vectors_where_channels_come_in_fours_and_all_arrays_are_aligned() -> No
         assert len(names) == 5
         return {name.rpartition("_")[2] for name in names}
 
-    assert kernels(8) == {"vector"}
+    assert kernels(8) == {"vector"}  # of images too small for tiles
     assert kernels(8, technique="scalar") == {"scalar"}
     assert kernels(8, technique="vector") == {"vector"}
     assert kernels(6) == {"scalar"}
     assert kernels(8, offset=1) == {"scalar"}
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        Pool((1, 32, 30, 68), (3, 3), (2, 2), (1, 1)),  # tiles of lines; the last block has few channels
+        Pool((2, 7, 201, 36), (3, 3), (2, 2), (1, 1)),  # and of columns
+        Pool((1, 23, 21, 32), (5, 4), (1, 1), (2, 2)),
+        Pool((1, 40, 41, 16), (3, 3), (2, 2), (1, 0), (2, 3), True),
+        Pool((1, 40, 70, 4), (2, 2), (3, 3)),
+    ],
+    ids=str,
+)
+def test_several_tiles_of_an_image(rng, pool: Pool) -> None:
+    x, y, index, dx = placed(values(rng, pool.x, "ties")), blank(pool.y), blank(pool.y, dtype=np.int32), blank(pool.x)
+    forward, backward = pool.fits("tiled")
+    run_by("tiled", forward, pooling.max_pool2d_forward, RUN, x, y, index, *pool[1:])
+    expected_y, expected_index = pooling.max_pool2d_forward_reference(x, *pool[1:])
+    assert_array_equal(y, expected_y)
+    assert_array_equal(index, expected_index)
+    dy = placed(rng.integers(-9, 10, pool.y))
+    run_by("tiled", backward, pooling.max_pool2d_backward, RUN, dy, index, dx, *pool[1:])
+    assert_array_equal(dx, pooling.max_pool2d_backward_reference(dy, index, pool.x, *pool[1:]))
+    if pool.dilation == (1, 1):
+        options = *pool.averaged, False, pool.ceil_mode
+        run_by("tiled", forward, pooling.avg_pool2d_forward, RUN, x, y, *options)
+        assert_allclose(y, pooling.avg_pool2d_forward_reference(x.astype(float), *options), rtol=2e-6, atol=1e-6)
+        run_by("tiled", backward, pooling.avg_pool2d_backward, RUN, dy, dx, *options)
+        expected = pooling.avg_pool2d_backward_reference(dy.astype(float), pool.x, *options)
+        assert_allclose(dx, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_tiles_cover_the_image_and_fit_into_shared_memory() -> None:
+    seen = set()
+    for height, width, c, taps, stride in itertools.product((7, 32, 113), (8, 56), (4, 20, 64, 2048), (3, 5), (1, 2)):
+        geometry = Geometry(height, width, c, (taps, taps), (stride, stride), (1, 1))
+        for tile, arrays in ((forward_tile(geometry), 1), (backward_tile(geometry, 2), 2)):
+            assert tile is not None
+            down, across, groups = tile.counts(c)
+            seen.add((down > 1, across > 1, groups > 1))
+            assert down * tile.own[0] >= tile.down.number
+            assert across * tile.own[1] >= tile.across.number
+            assert groups * tile.quads * 4 >= c
+            assert 4 * tile.floats * arrays <= SHARED
+            assert tile.items <= ITEMS
+    assert len(seen) > 4
+    assert forward_tile(Geometry(900, 900, 32, (401, 401), (1, 1), (0, 0))) is None
+
+
+def test_what_overlapping_windows_share_passes_once() -> None:
+    """Where an image is one tile, exactly; without bank conflicts for 16 channels too, of which a warp has 8 pixels."""
+    for c, stride in ((32, 1), (16, 2), (4, 2)):
+        pool = Pool((1, 12, 12, c), (3, 3), (stride, stride), (1, 1))
+        x, y, index = blank(pool.x), blank(pool.y), blank(pool.y, dtype=np.int32)
+        found = [
+            figures(pooling.max_pool2d_forward, x, y, index, *pool[1:], technique="tiled"),
+            figures(pooling.max_pool2d_backward, y, index, x, *pool[1:], technique="tiled"),
+            figures(pooling.avg_pool2d_forward, x, y, *pool.averaged, True, technique="tiled"),
+            figures(pooling.avg_pool2d_backward, y, x, *pool.averaged, True, technique="tiled"),
+        ]
+        moved = [(one.load_bytes, one.store_bytes) for one in found]
+        assert moved == [
+            (x.nbytes, 2 * y.nbytes), (2 * y.nbytes, x.nbytes), (x.nbytes, y.nbytes), (y.nbytes, x.nbytes)
+        ]  # fmt: skip
+        if c > 4:
+            assert [one.bank_conflicts for one in found] == [0] * 4
+
+
+def test_tiles_are_chosen_where_windows_overlap_and_say_why() -> None:
+    def chosen(c: int, kernel: int, stride: int, pad: int = 0, side: int = 8) -> list[tuple[str, str]]:
+        run, pool = DryRunner(), Pool((1, side, side, c), (kernel, kernel), (stride, stride), (pad, pad))
+        x, y, index = blank(pool.x), blank(pool.y), blank(pool.y, dtype=np.int32)
+        pooling.max_pool2d_forward(run, x, y, index, *pool[1:])
+        pooling.max_pool2d_backward(run, y, index, x, *pool[1:])
+        return [(one.technique, one.why) for one in run.chosen]
+
+    vector, once = ("vector", "32 channels, all arrays aligned to 16 bytes"), "what they share is read once"
+    back = "tiled", f"a window's elements are made together: {once}"
+    assert chosen(32, 3, 2, 1) == [("tiled", f"windows overlap: {once}"), back]
+    assert chosen(32, 2, 2) == [vector, back]
+    assert chosen(32, 3, 4) == [vector, vector]  # 16 elements from one window to the next
+    assert chosen(32, 3, 1, side=4) == [vector, back]  # of 4 windows
+    assert chosen(32, 2, 1, side=2) == [vector, vector]
+    assert chosen(6, 3, 2) == [("scalar", "6 channels are no multiple of 4")] * 2
+
+
+@pytest.mark.parametrize(
+    ("pool", "offset", "forward", "backward"),
+    [
+        (Pool((1, 8, 8, 4), (2, 2), (2, 2)), 0, "windows do not overlap: x passes once as it is", ""),
+        (Pool((1, 8, 8, 4), (4, 4), (3, 4)), 0, "", "12 elements from a window to the next, tiled takes at most 9"),
+        (Pool((1, 8, 8, 6), (3, 3), (1, 1)), 0, *["6 channels are no multiple of 4; scalar"] * 2),
+        (Pool((1, 8, 8, 4), (3, 3), (1, 1)), 1, "y starts at no", "dy starts at no multiple of 16 bytes; scalar"),
+    ],
+    ids=str,
+)
+def test_what_tiles_cannot_take(pool: Pool, offset: int, forward: str, backward: str) -> None:
+    x, y, index = blank(pool.x), blank(pool.y, offset), blank(pool.y, dtype=np.int32)
+    refused = "^{} cannot be computed by technique 'tiled': {}"
+    if forward:
+        for name, host, arrays in (
+            ("max_pool2d_forward", pooling.max_pool2d_forward, (x, y, index, *pool[1:4])),
+            ("avg_pool2d_forward", pooling.avg_pool2d_forward, (x, y, *pool.averaged, True)),
+        ):
+            with pytest.raises(TechniqueError, match=refused.format(name, forward)):
+                host(RUN, *arrays, technique="tiled")
+    if backward:
+        for name, host, arrays in (
+            ("max_pool2d_backward", pooling.max_pool2d_backward, (y, index, x, *pool[1:4])),
+            ("avg_pool2d_backward", pooling.avg_pool2d_backward, (y, x, *pool.averaged, True)),
+        ):
+            with pytest.raises(TechniqueError, match=refused.format(name, backward)):
+                host(RUN, *arrays, technique="tiled")
+    assert (x == 77).all()
 
 
 def test_shapes_that_do_not_fit() -> None:

@@ -9,7 +9,6 @@ from emulated import placed
 from numba import int64
 from numpy.testing import assert_array_equal
 
-from kernels import tensor_tiles
 from kernels.columns import sum_columns_of_chunks
 from kernels.conv import conv2d_backward_input, conv2d_backward_weight, conv2d_forward
 from kernels.conv.geometry import Geometry
@@ -25,9 +24,9 @@ from kernels.conv.tensor_core import (
 )
 from kernels.emulator import emulate
 from kernels.launch import Kernel
-from kernels.matmul import matmul_tiled
+from kernels.matmul import matmul_tiled, tensor_tiles
+from kernels.matmul.tiles import SMALL
 from kernels.run_emulated import EmulatorRunner
-from kernels.tiles import SMALL
 
 EDGE = 2**16
 TECHNIQUES = "direct", "implicit_gemm"  # which take any number of channels

@@ -1,5 +1,6 @@
 """What holds for every reference: it computes in the dtype of its input, writes to no input and returns new arrays."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from kernels import (
     activation,
     averaging,
     batchnorm,
+    channel_order,
     channels,
     conv,
     dropout,
@@ -27,6 +29,7 @@ from kernels import (
     scale,
     softmax,
 )
+from kernels.batch_statistics import GradientSums, Normalization, PendingGradient
 
 
 def calls(real: Callable[..., np.ndarray]) -> dict[str, Callable[[], Any]]:
@@ -36,6 +39,9 @@ def calls(real: Callable[..., np.ndarray]) -> dict[str, Callable[[], Any]]:
     one, none = (1, 1), (0, 0)
     var = real(3)
     statistics = batchnorm.BatchStatistics(real(3), real(3), var, real(3))
+    normalization = Normalization(statistics, vector, vector, relu=True)
+    of_outputs = Normalization(batchnorm.BatchStatistics(*(real(4) for _ in range(4))), real(4), real(4), relu=True)
+    pending = PendingGradient(out, real(2, 5, 5, 4), of_outputs, GradientSums(*(real(4) for _ in range(4))))
     of_groups = batchnorm.BatchStatistics(*(real(2, 3) for _ in range(4)))
     places = np.zeros((2, 2, 2, 3), np.int32)
     targets = np.array([0, 2, -100, 1, 1])
@@ -49,6 +55,16 @@ def calls(real: Callable[..., np.ndarray]) -> dict[str, Callable[[], Any]]:
         "conv2d_forward without bias": lambda: conv.conv2d_forward_reference(image, kernel, None, one, one),
         "conv2d_backward_input": lambda: conv.conv2d_backward_input_reference(out, kernel, image.shape, one, one),
         "conv2d_backward_weight": lambda: conv.conv2d_backward_weight_reference(image, out, kernel.shape, one, one),
+        "conv2d_normalized_forward": lambda: conv.conv2d_normalized_forward_reference(
+            image, normalization, kernel, one, one
+        ),
+        "conv2d_normalized_statistics": lambda: conv.conv2d_normalized_statistics_reference(image, 1e-5),
+        "conv2d_normalized_backward_weight": lambda: conv.conv2d_normalized_backward_weight_reference(
+            image, normalization, pending, kernel.shape, one, one
+        ),
+        "conv2d_normalized_backward_input": lambda: conv.conv2d_normalized_backward_input_reference(
+            pending, kernel, image.shape, one, one, image, normalization
+        ),
         "bias_backward": lambda: conv.bias_backward_reference(out),
         "linear_forward": lambda: linear.linear_forward_reference(real(2, 3), real(4, 3), real(4)),
         "linear_backward_input": lambda: linear.linear_backward_input_reference(real(2, 4), real(4, 3)),
@@ -72,6 +88,13 @@ def calls(real: Callable[..., np.ndarray]) -> dict[str, Callable[[], Any]]:
         "batchnorm_add_relu_backward": lambda: batchnorm.batchnorm_add_relu_backward_reference(
             image, image, image, statistics, vector, True
         ),
+        "batchnorm_gradient_sums": lambda: batchnorm.batchnorm_gradient_sums_reference(image, image, normalization),
+        "batchnorm_add_relu_gradient_sums": lambda: batchnorm.batchnorm_add_relu_gradient_sums_reference(
+            image, image, image, statistics
+        ),
+        "batchnorm_pending_gradient": lambda: batchnorm.batchnorm_pending_gradient_reference(
+            PendingGradient(image, image, normalization, GradientSums(*[vector] * 4))
+        ),
         "group_norm_statistics": lambda: group_norm.group_norm_statistics_reference(image, 3, 1e-5),
         "group_norm_apply": lambda: group_norm.group_norm_apply_reference(image, of_groups, 3, vector, vector),
         "group_norm_apply without affine": lambda: group_norm.group_norm_apply_reference(
@@ -85,10 +108,10 @@ def calls(real: Callable[..., np.ndarray]) -> dict[str, Callable[[], Any]]:
         "concat of one": lambda: channels.concat_reference([image]),
         "split": lambda: channels.split_reference(image, [1, 2]),
         "split into one": lambda: channels.split_reference(image, [3]),
-        "channels_first": lambda: channels.channels_first_reference(image),
-        "channels_first of one channel": lambda: channels.channels_first_reference(real(2, 3, 3, 1)),
-        "channels_last": lambda: channels.channels_last_reference(real(2, 6), (2, 1, 2, 3)),
-        "channels_last of one place": lambda: channels.channels_last_reference(real(2, 3), (2, 1, 1, 3)),
+        "channels_first": lambda: channel_order.channels_first_reference(image),
+        "channels_first of one channel": lambda: channel_order.channels_first_reference(real(2, 3, 3, 1)),
+        "channels_last": lambda: channel_order.channels_last_reference(real(2, 6), (2, 1, 2, 3)),
+        "channels_last of one place": lambda: channel_order.channels_last_reference(real(2, 3), (2, 1, 1, 3)),
         "dropout": lambda: dropout.dropout_reference(image, 0.3, 0, 0, 0),
         "dropout of nothing": lambda: dropout.dropout_reference(image, 0.0, 0, 0, 0),
         "dropout of all": lambda: dropout.dropout_reference(image, 1.0, 0, 0, 0),
@@ -164,10 +187,15 @@ def test_keeps_the_dtype_and_its_inputs(dtype, operation: str) -> None:
 
 def test_every_reference_is_listed() -> None:
     modules = (
-        activation, averaging, batchnorm, channels, conv, dropout, elementwise, gradient_norm, group_norm, images,
-        linear, loss, metrics, noise, optimizer, pooling, rows, scale, softmax,
+        activation, averaging, batchnorm, channel_order, channels, conv, dropout, elementwise, gradient_norm,
+        group_norm, images, linear, loss, metrics, noise, optimizer, pooling, rows, scale, softmax,
     )  # fmt: skip
-    names = {name for module in modules for name in vars(module) if name.endswith("_reference")}
+    names = {
+        name
+        for module in modules
+        for name, what in vars(module).items()
+        if name.endswith("_reference") and inspect.isfunction(what)
+    }
     listed = {f"{operation.split()[0]}_reference" for operation in OPERATIONS}
     others = (
         "count_correct",

@@ -1,12 +1,14 @@
 """GpuRunner without a GPU: what reaches the driver, what is refused, how a graph is captured."""
 
 import ctypes
+import functools
 import multiprocessing
 import os
+import weakref
 
 import numpy as np
 import pytest
-from fake_cupy import DeviceArray, FakeCupy
+from fake_cupy import DeviceArray, FakeCupy, Memory
 
 from kernels import compile_cache
 from kernels.chip import HOPPER
@@ -42,7 +44,7 @@ class PretendDriver:
             else:
                 self.launches.append((grid, stream.ptr, list(arguments)))
 
-        return start
+        return lambda grid: functools.partial(start, grid)
 
 
 def make(block: int = 32, shared_bytes: int = 0) -> Launch:
@@ -92,6 +94,60 @@ def test_a_kernel_is_loaded_once(run, driver) -> None:
         run(work(), array(64), array(64), 64, 0.1, 1, 1)
     assert driver.loaded == ["first_launch", "make"]
     assert len(driver.launches) == 3
+
+
+def test_a_launch_with_known_numbers_reads_its_arrays_anew(run, driver, monkeypatch) -> None:
+    arrays = [array(64), array(64), array(64)]
+    for x, y in ((0, 1), (1, 2), (0, 1)):
+        run(work(), arrays[x], arrays[y], 64, 0.1, -3, 1)
+    starts = [one.ctypes.data for one in arrays]
+    assert [launch[2][:2] for launch in driver.launches] == [starts[:2], starts[1:], starts[:2]]
+    assert driver.launches[0][2] is not driver.launches[2][2]
+    high = 2**63 + 256
+    monkeypatch.setattr(DeviceArray, "data", Memory(high, 0))
+    run(work(), arrays[0], arrays[1], 64, 0.1, -3, 1)
+    assert driver.launches[-1][2][:2] == [high, high]
+
+
+def test_a_launch_keeps_no_array(run) -> None:
+    x = array(64)
+    gone = weakref.ref(x)
+    for _ in range(2):
+        run(work(), x, x, 64, 0.1, 1, 1)
+    del x
+    assert gone() is None
+
+
+def test_known_numbers_do_not_let_wrong_arrays_pass(run, driver) -> None:
+    x = array(64)
+    run(work(), x, x, 64, 0.1, 1, 1)
+    for wrong in (array(64, dtype=np.int32), array(64, 2)[:, 0], array(64, device=1), np.zeros(64, np.float32), None):
+        with pytest.raises((TypeError, ValueError), match="make: y "):
+            run(work(), x, wrong, 64, 0.1, 1, 1)
+    assert len(driver.launches) == 1
+
+
+def test_what_cupy_makes_an_object_for_is_not_asked_of_arrays(run, driver, monkeypatch) -> None:
+    x = array(64)
+    monkeypatch.setattr(DeviceArray, "_c_contiguous", True)
+    monkeypatch.setattr(DeviceArray, "flags", property(lambda _: pytest.fail("flags take longer than the launch")))
+    run(work(), x, x, 64, 0.1, 1, 1)
+    assert run.addresses([x]).tolist() == [x.ctypes.data]
+    assert len(driver.launches) == 1
+
+
+def test_a_cupy_without_that_attribute_works_too(cupy, driver, monkeypatch) -> None:
+    monkeypatch.delattr(DeviceArray, "_c_contiguous")
+    run = GpuRunner(cupy=cupy, cache=CompileCache(None), drivers=[lambda: driver])
+    x = array(64)
+    run(work(), x, x, 64, 0.1, 1, 1)
+    assert driver.launches[0][2][:2] == [x.ctypes.data] * 2
+    assert run.addresses([x]).tolist() == [x.ctypes.data]
+    for wrong in (array(64, 2)[:, 0], array(64, device=1)):
+        with pytest.raises(ValueError, match="make: y"):
+            run(work(), x, wrong, 64, 0.1, 1, 1)
+        with pytest.raises(ValueError, match="array 1 of a table"):
+            run.addresses([x, wrong])
 
 
 def test_an_empty_grid_launches_nothing(run, driver) -> None:

@@ -19,6 +19,7 @@ from kernels.scale import (
     scale_forward_scalar,
     scale_forward_vector,
 )
+from kernels.storage import FLOAT32
 from kernels.sums import add_partial_sums
 
 TECHNIQUES = [None, "scalar", "vector"]
@@ -45,11 +46,11 @@ def test_both_index_types(rng, index) -> None:
     x, dy = placed(rng.standard_normal(4099)), placed(rng.standard_normal(4099))
     for factory in (scale_forward_scalar, scale_forward_vector):
         y = blank(x.shape)
-        RUN(factory(index), x, FACTOR.reshape(1), y, x.size)
+        RUN(factory(index, FLOAT32), x, FACTOR.reshape(1), y, x.size)
         assert_array_equal(y, FACTOR * x)
     for factory in (scale_backward_scalar, scale_backward_vector):
         dx, partial = blank(x.shape), blank((2,))
-        RUN(factory(index), x, dy, FACTOR.reshape(1), dx, partial, x.size)
+        RUN(factory(index, FLOAT32), x, dy, FACTOR.reshape(1), dx, partial, x.size)
         assert_array_equal(dx, FACTOR * dy)
         assert_allclose(partial[1], (x * dy)[CHUNK:].sum(), rtol=1e-5)
 

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from kernels.tensor_tiles import (
+from kernels.matmul.tensor_tiles import (
     DEEPEST,
     DEPTH,
     ENOUGH,
@@ -20,7 +20,7 @@ from kernels.tensor_tiles import (
     span_of,
     tile_for,
 )
-from kernels.tiles import slices_of
+from kernels.matmul.tiles import slices_of
 
 STATIC_LIMIT, HOPPER, AMPERE = 48 << 10, 227 << 10, 163 << 10
 

@@ -22,7 +22,10 @@ SOURCES = Path(kernels.launch.__file__).parents[1]
 # What runs kernels, and what the checks know by identity, is not loaded anew.
 MACHINERY = tuple(
     f"kernels.{name}"
-    for name in "compile driver emulator errors fingerprint intrinsics launch run_ tensor_core".split()  # noqa: SIM905
+    for name in (
+        *("bulk_copy", "compile", "driver", "emulator", "errors", "fingerprint", "guarded_load"),
+        *("intrinsics", "launch", "packed", "run_", "tensor_core"),
+    )
 )
 BACKENDS = "minidl.backends.device", "minidl.backends.emulated"
 
@@ -90,7 +93,8 @@ def _loaded() -> list[str]:
     return [
         name
         for name in sys.modules
-        if name in BACKENDS or (name.startswith("kernels.") and not name.startswith(MACHINERY))
+        if name in BACKENDS
+        or (name.startswith("kernels.") and not name.startswith(MACHINERY) and name != "kernels.wgmma")
     ]
 
 

@@ -38,7 +38,7 @@ def test_each_layers_operations_with_technique_and_reason() -> None:
     assert said["3", "max_pool2d_backward"] == ("scalar", "6 channels are no multiple of 4")
     assert said["5", "global_avg_pool2d_backward"] == ("vector", "8 channels, all arrays aligned to 16 bytes")
     assert said["6", "bias_backward"] == ("", ONLY)
-    assert said[LOSS, "cross_entropy"][0] == "warp"
+    assert said[LOSS, "cross_entropy"] == ("fused", "one launch for 4 rows")
     assert said[OPTIMIZER, "sgd"] == ("vector", "all arrays aligned to 16 bytes")
     assert ("0", "conv2d_backward_input") not in said  # nobody asks for the images' gradient
     assert ("4", "conv2d_backward_input") in said
@@ -47,6 +47,26 @@ def test_each_layers_operations_with_technique_and_reason() -> None:
     )
     pool = next(one for one in found if one.operation == "max_pool2d_forward")
     assert (pool.shapes["x"], pool.shapes["y"]) == ((4, 8, 8, 6), (4, 4, 4, 6))
+
+
+def test_chains_of_convolutions_have_their_operations_at_their_layers() -> None:
+    """In TF32; what normalization no longer does by itself is not there."""
+    model = build("resnet-8", (16, 16, 3), 10)
+    nn.fuse(model)
+    found = explain(model, (16, 16, 3), 16, get_backend("emulator", precision="tf32"))
+    said: dict[str, list[str]] = {}
+    for one in found:
+        said.setdefault(one.layer, []).append(one.operation)
+        if one.operation.startswith("conv2d_normalized"):
+            assert (one.technique, one.why) == ("tensor_core", "channels in fours and aligned arrays")
+    of_convolution = [f"conv2d_normalized_{name}" for name in ("forward", "backward_weight", "backward_input")]
+    assert said["layer1.0.conv1"] == said["layer1.0.conv2"] == said["layer2.0.downsample.0"] == of_convolution
+    assert said["layer1.0.bn1"] == ["batchnorm_update_running"]
+    ends = ["batchnorm_update_running", "batchnorm_add_relu_apply", "batchnorm_add_relu_gradient_sums"]
+    assert said["layer1.0.bn2"] == ends
+    ends = ["batchnorm_update_running", "batchnorm_apply", "batchnorm_gradient_sums"]
+    assert said["layer2.0.downsample.1"] == ends
+    assert not said.get("")  # everything is some layer's
 
 
 def test_it_is_what_training_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,10 +1,13 @@
 """The gate lets good kernels pass and names what is wrong with each bad one, without a GPU."""
 
+import re
+
 import bad_kernels as kernels
 import pytest
 from bad_kernels import build
 
-from kernels.compile import ToolkitError
+from kernels import compile as compile_module
+from kernels.compile import SharedCompiler, ToolkitError, compile_ptx
 from kernels.launch import factories
 from minidl.errors import DeviceError
 from minidl.lab import machine_code
@@ -143,12 +146,57 @@ def test_processes_give_what_one_gives(monkeypatch) -> None:
     alone = examine_all(names, jobs=1)
     monkeypatch.setattr(machine_code, "GROUP", 2)
     assert examine_all(names, jobs=2) == alone
-    assert [(code.kernel, code.architecture) for code in alone] == [
-        (f"{name}({index})", architecture)
-        for name in sorted(names)
-        for index in ("int64", "uint32")
+    assert [(code.kernel, code.architecture) for code in alone] == sorted(
+        (repr(kernel), architecture)
+        for name in names
+        for kernel in factories()[name].examples()
         for architecture in ("sm_80", "sm_90")
-    ]
+    )
+
+
+def _without_names(ptx: str) -> str:
+    return re.sub(r"_cudapy_\w+|_ZN\w+", "name", ptx)
+
+
+def test_architectures_share_numbas_part_of_the_work_and_get_the_same_code(monkeypatch) -> None:
+    made = []
+    library_of = compile_module._library_of
+    monkeypatch.setattr(compile_module, "_library_of", lambda *given: made.append(given) or library_of(*given))
+    shared = SharedCompiler()
+    for name in ("relu_forward_vector", "norm_of_squares", "softmax_forward_rows"):
+        kernel = factories()[name].examples()[0]
+        for capability in ((8, 0), (9, 0)):
+            assert _without_names(shared(kernel, capability)) == _without_names(compile_ptx(kernel, capability))
+    assert len(made) == 3
+    made.clear()
+    examine_all(["norm_of_squares"])
+    assert len(made) == 1
+
+
+def test_a_numba_that_has_no_such_part_compiles_for_each(monkeypatch) -> None:
+    kernel = factories()["relu_forward_scalar"].examples()[0]
+    alone = _without_names(compile_ptx(kernel, (9, 0)))
+
+    def missing(*_: object) -> None:
+        raise ImportError("cannot import name '_compile_pyfunc_with_fixup'")
+
+    monkeypatch.setattr(compile_module, "_library_of", missing)
+    assert _without_names(SharedCompiler()(kernel, (9, 0))) == alone
+
+
+def test_kernels_of_one_architecture_are_compiled_for_that_alone(monkeypatch) -> None:
+    asked = []
+
+    def note(group):
+        asked.extend((architecture, {name for name, _ in some}) for architecture, some in group.items())
+        return []
+
+    monkeypatch.setattr(machine_code, "_examine_group", note)
+    both = {"conv2d_forward_wgmma", "relu_forward_scalar"}
+    examine_all(sorted(both), ["sm_80", "sm_90"], jobs=1)
+    assert asked == [("sm_80", {"relu_forward_scalar"}), ("sm_90", both)]
+    with pytest.raises(DeviceError, match="conv2d_forward_wgmma: only sm_90 has the instructions, given was sm_80"):
+        examine_all(["conv2d_forward_wgmma"], ["sm_80"])
 
 
 def test_unknown_names() -> None:

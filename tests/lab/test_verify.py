@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kernels.chip import HOPPER
 from kernels.errors import TechniqueError
 from minidl.backends.cpu import CpuBackend
 from minidl.backends.emulated import EmulatorBackend
@@ -40,8 +41,9 @@ class TwoTechniques(CpuBackend):
 
 
 def test_the_plan_has_every_case_of_every_operation_once() -> None:
-    planned = [(task.operation, case) for task in plan(CpuBackend(1)) for case in task.cases]
-    assert planned == [(operation, case) for operation in operations() for case in cases(operation)]
+    cpu = CpuBackend(1)
+    planned = [(task.operation, case) for task in plan(cpu) for case in task.cases]
+    assert planned == [(operation, case) for operation in operations() for case in cases(operation, cpu)]
 
 
 def test_a_pattern_is_part_of_a_name_or_matches_it() -> None:
@@ -126,10 +128,19 @@ def test_a_technique_that_takes_no_case_has_failed_unless_only_some_were_asked_f
     assert len(refused) == 2
     rows = verify(backend, plan(backend, "relu_forward"), processes=1)
     (failed,) = [row for row in rows if not row.passed]
-    number = len(cases("relu_forward"))
+    number = len(cases("relu_forward", backend))
     assert failed.fault.startswith(f"technique 'picky' takes none of the {number} cases: rows of ")
     (summary,) = [one for one in summaries(rows) if not one.passed]
     assert (summary.technique, summary.cases) == ("picky", 0)
+
+
+def test_a_technique_of_other_gpus_is_not_verified() -> None:
+    """wgmma is an instruction of Hopper: elsewhere it takes no case, which is no failure."""
+    backend = EmulatorBackend()
+    assert techniques(backend, "conv2d_forward")[-1] == "wgmma"
+    for capability, last in (((9, 0), "wgmma"), ((8, 0), "tensor_core"), ((12, 0), "tensor_core")):
+        backend.run.chip = HOPPER._replace(capability=capability)
+        assert techniques(backend, "conv2d_forward")[-1] == last
 
 
 def test_processes_bring_back_what_was_refused() -> None:

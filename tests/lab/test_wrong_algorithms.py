@@ -14,7 +14,7 @@ Array = np.ndarray
 
 def failures(backend: CpuBackend, operation: str, *prefixes: str) -> list[Row]:
     """Of the cases that start with one of `prefixes`, or of all."""
-    chosen = [case for case in cases(operation) if not prefixes or case.startswith(prefixes)]
+    chosen = [case for case in cases(operation, backend) if not prefixes or case.startswith(prefixes)]
     assert chosen
     return [row for case in chosen for row in check_operation(backend, operation, case) if not row.passed]
 
@@ -162,7 +162,8 @@ def one_accumulator(partial: Array) -> Array:
     return np.add.accumulate(partial, axis=0, dtype=np.float32)[-1]
 
 
-def finish_statistics(rows: int, eps: float, shifts: Array, sums: Array, squares: Array, *out: Array) -> None:
+def finish_statistics(x: Array, eps: float, shifts: Array, sums: Array, squares: Array, *out: Array) -> None:
+    rows = len(x)
     counts = np.minimum(batchnorm_loops.CHUNK, rows - batchnorm_loops.CHUNK * np.arange(len(sums), dtype=np.float32))[
         :, None
     ]

@@ -400,3 +400,33 @@ def test_adam_without_memory_keeps_the_digits_of_a_small_gradient() -> None:
         layer.weight.grad = np.full((1, 1), grad, np.float32)
         adam.step()
     assert adam.state_dict()["0.0.first_moment"] == np.float32(1e-6)
+
+
+def test_a_captured_step_with_numbers_from_the_host_is_refused() -> None:
+    """Every replay would go by the learning rate of the step that was recorded."""
+    emulator = get_backend("emulator")
+    parameter = Parameter(emulator, np.zeros(4, np.float32), decay=True)
+    parameter.grad = emulator.array(np.ones(4, np.float32))
+    optimizer = optim.SGD([parameter], 0.1)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="numbers came from the host while a graph is captured"):
+        emulator.capture(optimizer.step)
+
+
+def test_momentum_that_comes_later_needs_a_new_optimizer(backend) -> None:
+    (parameter, *_) = parameters(backend)
+    parameter.grad = backend.array(np.ones(parameter.shape))
+    optimizer = optim.SGD([parameter], 0.1)
+    optimizer.groups[0]["momentum"] = 0.9
+    with pytest.raises(ValueError, match="SGD: a group now needs velocity"):
+        optimizer.step()
+    assert optimizer.steps == 0
+    assert optimizer.updates == [[0]]
+
+
+@pytest.mark.parametrize("rate", [-1.0, float("nan"), "fast"])
+def test_a_learning_rate_that_is_none_is_refused(backend, rate) -> None:
+    optimizer = optim.SGD(parameters(backend), 0.1)
+    with pytest.raises(ValueError, match="SGD: lr must be 0 or more and finite"):
+        optimizer.set_lr(rate)
+    assert optimizer.groups[0]["lr"] == 0.1

@@ -14,6 +14,7 @@ from minidl.backends import get_backend
 from minidl.backends.emulated import EmulatorBackend
 from minidl.data import Augmentation
 from minidl.errors import ConfigError, NonFiniteError
+from minidl.optim.optimizer import Numbers
 from minidl.training import Trainer
 from minidl.training import trainer as trainer_module
 from minidl.training.monitor import Monitor
@@ -40,6 +41,25 @@ def network(backend: Any, **options: Any) -> nn.Sequential:
     return model
 
 
+def chained(backend: Any) -> nn.Sequential:
+    """Two convolutions without a stored activation between them; for TF32."""
+    nn.manual_seed(2)
+    model = nn.Sequential(
+        {
+            "conv": nn.Conv2d(1, 4, 3, stride=2, bias=False),
+            "bn": nn.BatchNorm2d(4, momentum=None),
+            "relu": nn.ReLU(),
+            "conv2": nn.Conv2d(4, 4, 1, bias=False),
+            "bn2": nn.BatchNorm2d(4),
+            "flatten": nn.Flatten(),
+            "fc": nn.Linear(36, 3),
+        }
+    ).to(backend)
+    assert nn.fuse(model) == ["bn + relu + conv2 + bn2"]
+    model.conv.input_gradient = False
+    return model
+
+
 OPTIMIZERS = {
     "sgd": lambda groups: optim.SGD(groups, 0.1, momentum=0.9, nesterov=True),
     "adam": lambda groups: optim.AdamW(groups, 0.01),
@@ -59,11 +79,13 @@ def make(few):
     def make_trainer(
         graph: bool, optimizer: str = "sgd", ema: bool = False, norm: str = "", momentum: Any = 0.1, **options: Any
     ) -> Trainer:
-        backend = EmulatorBackend(EmulatorRunner(checks=options.pop("checks", False)))
-        model = network(backend, norm=norm, momentum=momentum)
+        precision = "tf32" if norm == "in chains" else "fp32"
+        backend = EmulatorBackend(EmulatorRunner(checks=options.pop("checks", False)), precision)
+        model = chained(backend) if norm == "in chains" else network(backend, norm=norm, momentum=momentum)
+        images = options.pop("images", len(few.train_images))
         return Trainer(
             model,
-            few,
+            replace(few, train_images=few.train_images[:images], train_labels=few.train_labels[:images]),
             OPTIMIZERS[optimizer](optim.decay_groups(model, 5e-4)),
             options.pop("rates", schedule.one_cycle(0.1, 3 * STEPS)),
             batch_size=12,
@@ -109,8 +131,35 @@ def test_the_same_bits_as_launch_by_launch(make, way: str) -> None:
     assert train(plain, 3) == train(replayed, 3)
     assert state(plain) == state(replayed)
     assert replayed.graph
-    kinds = [kind for kind, captured in replayed._captured.items() if captured is not None]
+    kinds = [kind for kind, captured in replayed._captured.by_kind.items() if captured is not None]
     assert sorted(images for images, _ in kinds) == [6, 12]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_parameters_that_learn_by_turns_keep_to_their_own_numbers(make, optimizer) -> None:
+    """The first layer's are a step ahead of the last one's, then behind: a row of the plan is another group's then."""
+    plain, replayed = make(False, optimizer=optimizer), make(True, optimizer=optimizer)
+    for trainer in (plain, replayed):
+        first, last = trainer.model.conv, trainer.model.fc
+        for parameter in last.parameters():
+            parameter.trainable = False
+        assert trainer.train_epoch(lambda: False) is None  # one step
+        for parameter in last.parameters():
+            parameter.trainable = True
+        for parameter in first.parameters():
+            parameter.trainable = False
+        train(trainer, 4)
+    assert state(plain) == state(replayed)
+    assert replayed.optimizer.updates[0] == [1, 4 * STEPS - 1]
+
+
+def test_chains_of_convolutions_too(make) -> None:
+    """Two steps an epoch: the emulator takes its time for tensor cores."""
+    plain, replayed = (make(graph, norm="in chains", images=24) for graph in (False, True))
+    replayed._step = counting = _Counting(replayed._step)
+    assert train(plain) == train(replayed)
+    assert state(plain) == state(replayed)
+    assert counting.calls == 3  # of four: one plainly, one as the warm-up of its capture, one that is recorded
 
 
 def test_stopped_within_an_epoch_and_restored_into_another_trainer(make) -> None:
@@ -227,7 +276,7 @@ def test_gradients_that_are_not_finite_are_noticed(make) -> None:
     log = trainer._log
     append = log.append_norm
     log.append_norm = lambda norm: append(spoil)
-    trainer._captured.clear()
+    trainer._captured.by_kind.clear()
     with pytest.raises(NonFiniteError, match=rf"at step {step + 2} .*: the norm of the gradients is inf, as was seen"):
         train(trainer, 2)
 
@@ -252,8 +301,8 @@ def test_a_device_that_cannot_capture_is_refused(stripes_dataset) -> None:
         get_backend("cpu").capture(lambda: None)
 
 
-def test_a_loop_of_ones_own_is_captured_while_its_numbers_stay() -> None:
-    """Without a trainer the optimizer uploads its numbers where they change: what a graph cannot do."""
+def test_a_loop_of_ones_own_is_captured_with_its_numbers_on_the_device() -> None:
+    """The optimizer would upload them: what a graph cannot do, and a replay would go by the old ones."""
     ends = []
     for graph in (False, True):
         nn.manual_seed(0)
@@ -261,21 +310,48 @@ def test_a_loop_of_ones_own_is_captured_while_its_numbers_stay() -> None:
         layer, criterion = nn.Linear(4, 3, device=backend), nn.CrossEntropyLoss(device=backend)
         optimizer = optim.SGD(layer.parameters(), 0.1, momentum=0.9)
         x, targets = backend.array(np.eye(4)), backend.array(np.array([0, 1, 2, 0]), np.int64)
+        rates = optimizer.plan([0.1])
+        numbers = Numbers({(0, count): 0 for count in range(3)}, backend.array(rates.steps[0]))
 
-        def step(optimizer=optimizer, criterion=criterion, layer=layer, x=x, targets=targets) -> None:
+        def step(numbers=numbers, optimizer=optimizer, criterion=criterion, layer=layer, x=x, targets=targets) -> None:
             optimizer.zero_grad()
             criterion.forward(layer.forward(x), targets)
             layer.backward(criterion.backward())
-            optimizer.step()
+            optimizer.step(numbers)
 
         if graph:
             captured = backend.capture(step)
+            backend.copy(backend.array(optimizer.plan([0.2]).steps[0]), numbers.values)
             captured.replay()
-            optimizer.set_lr(0.2)
             with pytest.raises(RuntimeError, match="numbers came from the host while a graph is captured"):
-                backend.capture(step, warm_up=0)
+                backend.capture(lambda: step(None), warm_up=0)
         else:
             step()
-            step()
+            optimizer.set_lr(0.2)
+            step(None)
         ends.append(backend.numpy(layer.weight.value).tobytes())
     assert ends[0] == ends[1]
+
+
+def _replace_dropout(trainer: Trainer) -> None:
+    trainer.model.dropout = nn.ReLU(device=trainer.backend)
+
+
+CHANGES: dict[str, Any] = {
+    "a dropout's share": lambda trainer: setattr(trainer.model.dropout, "p", 0.75),
+    "an eps": lambda trainer: setattr(trainer.model.bn, "eps", 0.1),
+    "a layer": _replace_dropout,
+    "label smoothing": lambda trainer: setattr(trainer.criterion, "label_smoothing", 0.3),
+    "an optimizer's option": lambda trainer: trainer.optimizer.groups[0].update(nesterov=False),
+    "a technique": lambda trainer: trainer.backend.use("relu_backward", "scalar"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_between_epochs_takes_part(make, change: str) -> None:
+    plain, replayed = make(False), make(True)
+    for trainer in (plain, replayed):
+        train(trainer, 1)
+        CHANGES[change](trainer)
+    assert train(plain, 2) == train(replayed, 2)
+    assert state(plain) == state(replayed)

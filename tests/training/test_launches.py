@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import pytest
 
 from kernels.launch import Kernel
 from kernels.run_emulated import EmulatorRunner
@@ -21,11 +22,9 @@ LAUNCHES = {
     "gather_images_scalar": 1,
     "gather_labels_scalar": 1,
     # Loss, answers, update.
-    "cross_entropy_targets": 1,
-    "cross_entropy_rows": 1,
-    "cross_entropy_sum": 1,
+    "cross_entropy_fused": 1,
     "append_result_of_block": 1,
-    "update_tensors_vector": 2,
+    "update_tensors_vector": 1,
     # Normalization.
     "batchnorm_sum_shifted_vector": 4,
     "batchnorm_finish_statistics": 4,
@@ -36,7 +35,20 @@ LAUNCHES = {
     "batchnorm_backward_vector": 4,
 }
 # Convolutions, pools, linear layers and their biases.
-OTHERS = 32
+OTHERS = 31
+# In TF32 two chains of two convolutions: no statistics, no activation and no gradient of batch normalization is written
+# between them, and what is left is at their ends. (Of the images as small as these one convolution is cut into slices,
+# which have no epilogue: so one pass of each kind is there yet.)
+FUSED = LAUNCHES | {
+    "conv2d_normalized_forward_tensor_core": 3,
+    "conv2d_normalized_backward_weight_tensor_core": 3,
+    "conv2d_normalized_backward_input_tensor_core": 3,
+    "batchnorm_sum_shifted_vector": 2,
+    "batchnorm_apply_vector": 3,
+    "batchnorm_sum_gradients_vector": 3,
+    "batchnorm_backward_vector": 1,
+}
+OTHERS_FUSED = 20
 
 
 class Counting(EmulatorRunner):
@@ -55,9 +67,12 @@ class Counting(EmulatorRunner):
         return super().upload(host)
 
 
-def test_a_training_step_of_small_cnn() -> None:
+@pytest.mark.parametrize(
+    ("precision", "expected", "others"), [("fp32", LAUNCHES, OTHERS), ("tf32", FUSED, OTHERS_FUSED)]
+)
+def test_a_training_step_of_small_cnn(precision: str, expected: dict[str, int], others: int) -> None:
     run, digits = Counting(), load("digits")
-    backend = EmulatorBackend(run)
+    backend = EmulatorBackend(run, precision)
     nn.manual_seed(0)
     model = build("small-cnn", digits.image_shape, digits.classes).to(backend)
     nn.fuse(model)
@@ -71,6 +86,6 @@ def test_a_training_step_of_small_cnn() -> None:
     run.names.clear()
     run.uploads = 0
     trainer._step(32, look=False)
-    assert {name: count for name, count in run.names.items() if name in LAUNCHES} == LAUNCHES
-    assert sum(run.names.values()) - sum(LAUNCHES.values()) == OTHERS, run.names
+    assert {name: count for name, count in run.names.items() if name in expected} == expected
+    assert sum(run.names.values()) - sum(expected.values()) == others, run.names
     assert run.uploads == 0

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from minidl import models, nn, optim
+from minidl.backends import get_backend
+from minidl.backends.reference import ReferenceBackend
 from minidl.errors import ConfigError, DataError
 from minidl.training import TrainConfig, begin, resume
 from minidl.training.monitor import PERCENTILES, Monitor, draw, read_records
@@ -108,6 +110,57 @@ def test_every_layer_that_runs_is_named_once(x, fused: bool) -> None:
     separate = {"conv1", "bn1", "relu1", "block.conv", "block.bn", "block.activation", "pool", "fc"}
     assert set(names) == (expected if fused else separate)
     assert set(record["statistics"]) == ({"bn1+relu1", "block.bn+sum+activation"} if fused else {"bn1", "block.bn"})
+
+
+class Apart(ReferenceBackend):
+    """Without fused convolutions: it runs layer by layer what the reference runs in chains."""
+
+    def fuses_normalization(self, c_in: int, c_out: int) -> bool:
+        return False
+
+
+def in_chains() -> nn.Sequential:
+    nn.manual_seed(4)
+    return nn.Sequential(
+        {
+            "conv1": nn.Conv2d(2, 4, 3, padding=1, bias=False),
+            "bn1": nn.BatchNorm2d(4),
+            "relu1": nn.ReLU(),
+            "conv2": nn.Conv2d(4, 4, 3, bias=False),
+            "bn2": nn.BatchNorm2d(4, momentum=None),
+            "block": nn.Residual(
+                {"conv": nn.Conv2d(4, 4, 3, padding=1, bias=False), "bn": nn.BatchNorm2d(4)}, activation=nn.ReLU()
+            ),
+            "pool": nn.GlobalAvgPool2d(),
+            "fc": nn.Linear(4, 3),
+        }
+    )
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_chain_of_convolutions_is_seen_layer_by_layer(x, frozen: bool) -> None:
+    """Its raw outputs, and its activations, which nobody stores; and the running statistics of before the step."""
+    records = []
+    for backend in (get_backend("reference"), Apart()):
+        model = in_chains().to(backend)
+        assert len(nn.fuse(model)) == 2
+        measured(model, x.astype(np.float64))  # so that the running statistics are no longer those of the start
+        if frozen:
+            nn.freeze_batchnorm(model)
+        names = [name for name, *_ in watched(model)]
+        expected = {"conv1", "bn1+relu1", "conv2", "bn2", "block.conv", "block.bn+sum+activation", "pool", "fc"}
+        assert set(names) == expected
+        assert len(names) == len(expected)
+        records.append(measured(model, 2 * x.astype(np.float64))[0])
+        assert not any("forward" in vars(layer) for _, layer, _, _ in watched(model))
+    chained, apart = records
+    for part in ("activations", "statistics", "weights"):
+        assert sorted(chained[part]) == sorted(apart[part])
+        for name, numbers in apart[part].items():
+            for key, value in numbers.items():
+                right = value if value is None else pytest.approx(value, rel=1e-9, abs=1e-12)
+                assert chained[part][name][key] == right, (part, name, key)
+    assert set(apart["statistics"]) == {"bn1+relu1", "bn2", "block.bn+sum+activation"}
 
 
 def test_watching_leaves_no_trace(x) -> None:

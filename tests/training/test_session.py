@@ -315,7 +315,7 @@ def test_an_interruption_while_the_run_is_set_up_leaves_no_folder(train, tmp_pat
 
 def test_cuda_without_a_gpu_is_refused_and_never_replaced(train, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("minidl.backends.why_no_cuda", lambda: "there is no such thing here")
-    monkeypatch.setattr("minidl.training.session.Session", lambda *_: pytest.fail("trained without being asked to"))
+    monkeypatch.setattr("minidl.training.starting.Session", lambda *_: pytest.fail("trained without being asked to"))
     with pytest.raises(DeviceError, match=r"^device cuda cannot be used: .*--device cpu"):
         train(device="cuda")
     assert not list(tmp_path.glob("runs/*"))

@@ -3,9 +3,7 @@
 An implementation of its own, written to be fast; it is not the emulator of the GPU kernels.
 """
 
-from minidl.backends.cpu.batchnorm import BatchNormOps
-from minidl.backends.cpu.convolution import ConvolutionOps
-from minidl.backends.cpu.elementwise import ElementwiseOps
+from minidl.backends.cpu.convolution_normalized import NormalizedConvolutionOps
 from minidl.backends.cpu.gradient_norm import GradientNormOps
 from minidl.backends.cpu.group_norm import GroupNormOps
 from minidl.backends.cpu.images import ImageOps
@@ -19,15 +17,13 @@ from minidl.backends.cpu.steps import StepOps
 
 
 class CpuBackend(
-    BatchNormOps,
-    ConvolutionOps,
-    ElementwiseOps,
     GradientNormOps,
     GroupNormOps,
     ImageOps,
     LinearOps,
     LossOps,
     NoiseOps,
+    NormalizedConvolutionOps,
     OptimizerOps,
     PoolingOps,
     ScaleOps,

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.batch_statistics import BatchStatistics
+from kernels.batch_statistics import BatchStatistics, GradientSums, Normalization, PendingGradient
 from kernels.batchnorm import cumulative_weight_reference
 from minidl.backends.cpu import batchnorm_loops as loops
 from minidl.backends.cpu.device import CpuDevice
@@ -29,6 +29,12 @@ def _scale_and_beta(statistics: BatchStatistics, gamma: Any, beta: Any) -> tuple
         return statistics.inv_std * gamma, beta
 
 
+def _forward(x: np.ndarray, dy: np.ndarray, normalization: Normalization) -> tuple[Any, ...]:
+    """What the loops of backward read of forward, and dy."""
+    statistics, gamma, beta, relu = normalization
+    return _matrix(x), _matrix(dy), statistics.shift, statistics.delta, *_scale_and_beta(statistics, gamma, beta), relu
+
+
 class BatchNormOps(CpuDevice):
     """The batch normalization part of the CPU backend; see `Backend` for the operations."""
 
@@ -40,7 +46,7 @@ class BatchNormOps(CpuDevice):
         self.workers.run(
             loops.sum_shifted, chunks, max(1, _grain(channels) // loops.CHUNK), matrix, shifts, sums, squares
         )
-        loops.finish_statistics(rows, eps, shifts, sums, squares, *out)
+        loops.finish_statistics(matrix, eps, shifts, sums, squares, *out)
 
     def batchnorm_running_statistics(self, mean: np.ndarray, var: np.ndarray, eps: float, out: BatchStatistics) -> None:
         out.shift[:] = mean
@@ -94,28 +100,39 @@ class BatchNormOps(CpuDevice):
         training: bool,
         relu: bool,
     ) -> None:
-        channels = x.shape[-1]
-        matrix, gradient = x.reshape(-1, channels), dy.reshape(-1, channels)
-        rows = len(matrix)
-        chunks = -(-rows // loops.CHUNK)
-        scale, offset = _scale_and_beta(statistics, gamma, beta)
-        forward = matrix, gradient, statistics.shift, statistics.delta, scale, offset, relu
-        mean_g, slope = self.empty((channels,)), self.empty((channels,))
+        normalization = Normalization(statistics, gamma, beta, relu)
+        sums = GradientSums(dgamma, dbeta, self.empty(x.shape[-1:]), self.empty(x.shape[-1:]))
         if training or dgamma is not None or dbeta is not None:
-            sums, products = self.empty((chunks, channels)), self.empty((chunks, channels))
-            self.workers.run(
-                loops.sum_gradients, chunks, max(1, _grain(channels) // loops.CHUNK), *forward, sums, products
-            )
-            dgamma = self.empty((channels,)) if dgamma is None else dgamma
-            dbeta = self.empty((channels,)) if dbeta is None else dbeta
-            loops.finish_gradients(rows, statistics.inv_std, sums, products, dgamma, dbeta, mean_g, slope)
-        result, grain = dx.reshape(-1, channels), _grain(channels)
+            self.batchnorm_gradient_sums(x, dy, normalization, sums)
         if training:
-            self.workers.run(loops.backward, rows, grain, *forward, mean_g, slope, result)
-        elif relu:
-            self.workers.run(loops.mask_and_scale, rows, grain, *forward[:-1], result)
-        else:
-            self.workers.run(loops.scale, rows, grain, gradient, scale, result)
+            self.batchnorm_pending_gradient(PendingGradient(dy, x, normalization, sums), dx)
+            return
+        scale, offset = _scale_and_beta(statistics, gamma, beta)
+        matrix, gradient, result = (_matrix(array) for array in (x, dy, dx))
+        given: tuple[Any, ...] = gradient, scale, result
+        if relu:
+            given = matrix, gradient, statistics.shift, statistics.delta, scale, offset, result
+        self.workers.run(loops.mask_and_scale if relu else loops.scale, len(matrix), _grain(x.shape[-1]), *given)
+
+    def batchnorm_gradient_sums(
+        self, x: np.ndarray, dy: np.ndarray, normalization: Normalization, sums: GradientSums
+    ) -> None:
+        forward = _forward(x, dy, normalization)
+        self._sum_gradients(loops.sum_gradients, forward, normalization.statistics.inv_std, sums)
+
+    def batchnorm_pending_gradient(self, dy: PendingGradient, dx: np.ndarray) -> None:
+        forward = _forward(dy.x, dy.dy, dy.normalization)
+        given = *forward, dy.sums.mean_g, dy.sums.slope, _matrix(dx)
+        self.workers.run(loops.backward, len(forward[0]), _grain(dx.shape[-1]), *given)
+
+    def _sum_gradients(self, loop: Any, given: tuple[Any, ...], inv_std: np.ndarray, sums: GradientSums) -> None:
+        """The first pass of backward: chunk by chunk, by that loop, and then all chunks."""
+        rows, channels = given[0].shape
+        chunks = -(-rows // loops.CHUNK)
+        totals, products = self.empty((chunks, channels)), self.empty((chunks, channels))
+        self.workers.run(loop, chunks, max(1, _grain(channels) // loops.CHUNK), *given, totals, products)
+        into = (self.empty((channels,)) if array is None else array for array in sums)
+        loops.finish_gradients(max(rows, 1), inv_std, totals, products, *into)
 
     def batchnorm_forward(
         self,
@@ -161,21 +178,24 @@ class BatchNormOps(CpuDevice):
         dbeta: np.ndarray | None,
         training: bool,
     ) -> None:
-        channels = x.shape[-1]
-        matrix, output, gradient, masked, result = (_matrix(array) for array in (x, y, dy, dresidual, dx))
-        rows = len(matrix)
-        chunks = -(-rows // loops.CHUNK)
-        centre = statistics.shift, statistics.delta
-        sums, products = self.empty((chunks, channels)), self.empty((chunks, channels))
-        args = matrix, output, gradient, *centre, masked, sums, products
-        self.workers.run(loops.mask_and_sum_gradients, chunks, max(1, _grain(channels) // loops.CHUNK), *args)
-        dgamma, dbeta, mean_g, slope = (
-            self.empty((channels,)) if array is None else array for array in (dgamma, dbeta, None, None)
-        )
-        loops.finish_gradients(rows, statistics.inv_std, sums, products, dgamma, dbeta, mean_g, slope)
-        scale, unread = _scale_and_beta(statistics, gamma, gamma)
+        sums = GradientSums(dgamma, dbeta, self.empty(x.shape[-1:]), self.empty(x.shape[-1:]))
+        self.batchnorm_add_relu_gradient_sums(x, y, dy, statistics, dresidual, sums)
         if training:
-            forward = matrix, masked, *centre, scale, unread, False
-            self.workers.run(loops.backward, rows, _grain(channels), *forward, mean_g, slope, result)
+            normalization = Normalization(statistics, gamma, gamma, relu=False)  # beta is in y; here it is not read
+            self.batchnorm_pending_gradient(PendingGradient(dresidual, x, normalization, sums), dx)
         else:
-            self.workers.run(loops.scale, rows, _grain(channels), masked, scale, result)
+            masked, scale = _matrix(dresidual), _scale_and_beta(statistics, gamma, gamma)[0]
+            self.workers.run(loops.scale, len(masked), _grain(x.shape[-1]), masked, scale, _matrix(dx))
+
+    def batchnorm_add_relu_gradient_sums(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        dy: np.ndarray,
+        statistics: BatchStatistics,
+        dresidual: np.ndarray,
+        sums: GradientSums,
+    ) -> None:
+        arrays = (_matrix(array) for array in (x, y, dy))
+        given = *arrays, statistics.shift, statistics.delta, _matrix(dresidual)
+        self._sum_gradients(loops.mask_and_sum_gradients, given, statistics.inv_std, sums)

@@ -11,6 +11,7 @@ from minidl.backends.cpu.compile import compiled, inlined
 
 CHUNK = 128  # rows summed in float32 before float64 takes over
 HEAD = 8  # rows that a chunk's shift is the mean of
+SHARE = 1 / 16  # of a channel's squares, that a chunk may make up without being summed again
 
 
 @inlined
@@ -64,25 +65,49 @@ def sum_shifted(first, last, x, shifts, sums, squares):
                 q[c] += d * d
 
 
+@inlined
+def _summed_again(x, c, mean, most, shifts, sums, squares):
+    """The sum of (x - mean)² of channel c, from the rows of each chunk whose squares add up to more than `most`."""
+    rows, moment = len(x), 0.0
+    for k in range(len(squares)):
+        begin, end = k * CHUNK, min((k + 1) * CHUNK, rows)
+        if squares[k] > most:
+            for row in range(begin, end):
+                moment += (x[row, c] - mean) ** 2
+        else:
+            distance = shifts[k] - mean
+            moment += squares[k] + distance * (2 * sums[k] + (end - begin) * distance)
+    return moment
+
+
 @compiled
-def finish_statistics(rows, eps, shifts, sums, squares, shift, delta, var, inv_std):
+def finish_statistics(x, eps, shifts, sums, squares, shift, delta, var, inv_std):
     """The chunks' sums, moved from their shifts to the mean of all, in float64.
 
     With D = a chunk's shift - mean, over its n rows: sum (x - mean)² = squares + 2 D sums + n D².
+
+    Beside an outlier's square a float32 sum loses the others'. So where a chunk makes up a large share of a channel's
+    squares, what it adds is summed again from its rows, in float64: of a channel at most 16 chunks, and a quarter.
     """
-    chunks, channels = sums.shape
+    rows, (chunks, channels) = len(x), sums.shape
     mean, moment = np.zeros(channels), np.zeros(channels)
+    total, largest = np.zeros(channels, np.float32), np.zeros(channels, np.float32)  # of squares
     for k in range(chunks):
         n = min(CHUNK, rows - k * CHUNK)
         for c in range(channels):
             mean[c] += np.float64(shifts[k, c]) * n + sums[k, c]
+            total[c] += squares[k, c]
+            largest[c] = squares[k, c] if squares[k, c] > largest[c] else largest[c]
     mean /= rows
     for k in range(chunks):
         n = min(CHUNK, rows - k * CHUNK)
         for c in range(channels):
             distance = shifts[k, c] - mean[c]
             moment[c] += squares[k, c] + distance * (2 * sums[k, c] + n * distance)
+    share = max(SHARE, 4 / chunks)
     for c in range(channels):
+        if largest[c] > share * total[c]:
+            moment[c] = _summed_again(x, c, mean[c], share * total[c], shifts[:, c], sums[:, c], squares[:, c])
         near = np.float32(mean[c])
         shift[c] = near if np.isfinite(near) else np.float32(0)
         delta[c] = mean[c] - shift[c]

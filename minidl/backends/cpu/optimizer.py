@@ -52,14 +52,16 @@ class OptimizerOps(CpuDevice):
         grads: Sequence[np.ndarray],
         velocities: Sequence[np.ndarray],
         numbers: np.ndarray,
+        rows: Sequence[int],
         nesterov: bool,
     ) -> None:
-        rate, momentum, decay = numbers
         if not velocities:
-            for value, grad in zip(values, grads, strict=True):
+            for value, grad, row in zip(values, grads, rows, strict=True):
+                rate, _, decay = numbers[row]
                 self.workers.run(_sgd, value.size, GRAIN, value.reshape(-1), grad.reshape(-1), rate, decay)
             return
-        for value, grad, velocity in zip(values, grads, velocities, strict=True):
+        for value, grad, velocity, row in zip(values, grads, velocities, rows, strict=True):
+            rate, momentum, decay = numbers[row]
             arrays = value.reshape(-1), grad.reshape(-1), velocity.reshape(-1)
             self.workers.run(_sgd_momentum, value.size, GRAIN, *arrays, rate, momentum, decay, nesterov)
 
@@ -70,10 +72,11 @@ class OptimizerOps(CpuDevice):
         first_moments: Sequence[np.ndarray],
         second_moments: Sequence[np.ndarray],
         numbers: np.ndarray,
+        rows: Sequence[int],
     ) -> None:
-        for arrays in zip(values, grads, first_moments, second_moments, strict=True):
+        for *arrays, row in zip(values, grads, first_moments, second_moments, rows, strict=True):
             flat = tuple(array.reshape(-1) for array in arrays)
-            self.workers.run(_adam, flat[0].size, GRAIN, *flat, *numbers)
+            self.workers.run(_adam, flat[0].size, GRAIN, *flat, *numbers[row])
 
     def moving_average(self, averages: Sequence[np.ndarray], values: Sequence[np.ndarray], weight: np.ndarray) -> None:
         share = weight[()]

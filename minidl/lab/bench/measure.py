@@ -19,7 +19,7 @@ from minidl.lab.bench.networks import network
 from minidl.lab.bench.operations import Call, Problem, problem
 from minidl.lab.bench.peer import TorchPeer, apart
 from minidl.lab.bench.shapes import Shape
-from minidl.lab.bench.steps import CHECKED, Step, batch_of, captured, our_step, their_step
+from minidl.lab.bench.steps import CHECKED, Step, batch_of, our_captured_step, our_step, their_step
 
 Row = dict[str, Any]
 OWN = "default"  # the technique that an operation picks by itself
@@ -130,7 +130,7 @@ class Bench:
         gc.collect()
         ours, trail = self._checked(lambda: our_step(self.backend, chosen, batch), OURS, memory_of)
         sides: dict[str, Step] = {OURS: ours}
-        left_out = self._add_graph(sides, lambda: our_step(self.backend, chosen, batch))
+        left_out = self._add_graph(sides, lambda: our_captured_step(self.backend, chosen, batch))
         for variant, why in (self.peer.step_variants() if self.peer is not None else {}).items():
             peer = self.peer
             assert peer is not None
@@ -167,9 +167,7 @@ class Bench:
         if self.backend.name != "cuda":
             return {}
         try:
-            step = make()
-            step.call.run()
-            sides[f"{OURS}-graph"] = captured(self.backend, step)
+            sides[f"{OURS}-graph"] = make()
         except Exception as error:
             return {f"{OURS}-graph": _line(error)}
         return {}

@@ -6,12 +6,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minidl import nn, optim
-from minidl.backends import Backend
+from minidl.backends import Array, Backend
+from minidl.data import Loader
 from minidl.lab.bench.networks import CLASSES, Network, counterpart
 from minidl.lab.bench.operations.problem import Answers, Call, Input, normal
 from minidl.lab.bench.peer import TorchPeer
+from minidl.training.step import HostCounts, Plan, difference
 
 LR, MOMENTUM = 1e-3, 0.9
+OPTIMIZERS: dict[str, Callable[[nn.Module], optim.Optimizer]] = {
+    "sgd": lambda model: optim.SGD(model.parameters(), LR, MOMENTUM),
+    "adam": lambda model: optim.Adam(model.parameters(), LR),
+}
+PLANNED = 512  # steps whose numbers lie on the device at a time
 CHECKED = 3  # steps whose losses and weights are compared before anything is timed
 
 
@@ -31,38 +38,95 @@ def batch_of(network: Network, images: int, seed: int = 0) -> dict[str, Input]:
     }
 
 
-def our_step(backend: Backend, network: Network, batch: Mapping[str, Input], seed: int = 0) -> Step:
-    """As `minidl train` makes it: fused, without the gradient of the images."""
-    nn.manual_seed(seed)
-    model = network.build()
-    model.to(backend)
-    nn.fuse(model)
-    first: Any = model[0]
-    if isinstance(first, nn.Conv2d | nn.Linear):
-        first.input_gradient = False
-    criterion = nn.CrossEntropyLoss(device=backend)
-    optimizer = optim.SGD(model.parameters(), LR, MOMENTUM)
-    x, targets = (backend.array(given.value, given.value.dtype) for given in batch.values())
+class OurStep:
+    """As `minidl train` makes it: fused, without the gradient of the images, the optimizer's numbers on the device.
 
-    def run() -> Answers:
-        optimizer.zero_grad()
-        loss = criterion.forward(model.forward(x), targets)
-        model.backward(criterion.backward())
-        optimizer.step()
-        return {"loss": loss}
+    Args:
+        backend: minidl's device.
+        network: Which.
+        batch: What `batch_of` gave.
+        optimizer: One of OPTIMIZERS.
+        seed: Of the weights.
+    """
 
-    return Step(Call(run), model.state_dict)
+    def __init__(
+        self, backend: Backend, network: Network, batch: Mapping[str, Input], optimizer: str = "sgd", seed: int = 0
+    ) -> None:
+        nn.manual_seed(seed)
+        self.backend, self.model = backend, network.build()
+        self.model.to(backend)
+        nn.fuse(self.model)
+        first: Any = self.model[0]
+        if isinstance(first, nn.Conv2d | nn.Linear):
+            first.input_gradient = False
+        self.criterion = nn.CrossEntropyLoss(device=backend)
+        self.optimizer = OPTIMIZERS[optimizer](self.model)
+        self._x, self._targets = (backend.array(given.value, given.value.dtype) for given in batch.values())
+        self._plan = Plan(backend, Loader(PLANNED, 1, 0))
+        self._counts = HostCounts(self.model, self.optimizer, None)
+        self._left = 0  # steps that are still in the plan
+
+    def run(self) -> Answers:
+        """Make a step, launch by launch."""
+        self._plan_ahead()
+        return {"loss": self._step()}
+
+    def capture(self) -> Call:
+        """Make a step and record it as a CUDA graph; the call replays it."""
+        self._plan_ahead()
+        snapshots: list[list[int]] = []
+
+        def step() -> None:
+            self._step()
+            snapshots.append(self._counts.now())
+
+        graph: Any = self.backend.capture(step)
+        made, recorded = snapshots
+        each, replayed = difference(recorded, made), 0
+        self._counts.add(difference(made, recorded))
+
+        def run() -> Answers:
+            nonlocal replayed
+            if not self._left:  # which is where the host must know how many steps there were
+                self._counts.add([replayed * count for count in each])
+                replayed = 0
+            self._plan_ahead()
+            graph.replay()
+            replayed += 1
+            return {}
+
+        return Call(run)
+
+    def _plan_ahead(self) -> None:
+        if not self._left:
+            self._plan.write(0, 0, [LR] * PLANNED, self.optimizer, None)
+            self._left = PLANNED
+        self._left -= 1
+
+    def _step(self) -> Array:
+        self._plan.begin_step(1)
+        self.optimizer.zero_grad()
+        loss = self.criterion.forward(self.model.forward(self._x), self._targets)
+        self.model.backward(self.criterion.backward())
+        self.optimizer.step(self._plan.of_optimizer(self.optimizer))
+        return loss
 
 
-def captured(backend: Any, step: Step) -> Step:
-    """Our step as a CUDA graph."""
-    graph = backend.capture(step.call.run)
+def our_step(
+    backend: Backend, network: Network, batch: Mapping[str, Input], optimizer: str = "sgd", seed: int = 0
+) -> Step:
+    """Ours, launch by launch."""
+    made = OurStep(backend, network, batch, optimizer, seed)
+    return Step(Call(made.run), made.model.state_dict)
 
-    def run() -> Answers:
-        graph.replay()
-        return {}
 
-    return Step(Call(run), step.state)
+def our_captured_step(
+    backend: Backend, network: Network, batch: Mapping[str, Input], optimizer: str = "sgd", seed: int = 0
+) -> Step:
+    """Ours as a CUDA graph; two steps are made already, of which the first finds what memory it needs."""
+    made = OurStep(backend, network, batch, optimizer, seed)
+    made.run()
+    return Step(made.capture(), made.model.state_dict)
 
 
 def their_step(peer: TorchPeer, variant: str, network: Network, batch: Mapping[str, Input], seed: int = 0) -> Step:

@@ -21,8 +21,10 @@ from minidl.lab.operations import (
     averaging,
     batchnorm,
     batchnorm_forward,
+    batchnorm_passes,
     batchnorm_residual,
     convolution,
+    convolution_normalized,
     elementwise,
     gradient_norm,
     group_norm,
@@ -42,10 +44,12 @@ from minidl.lab.operations.check import Row, check_case, make, run
 
 _CASES: dict[str, Callable[[], Iterable[Case]]] = {
     **convolution.CASES,
+    **convolution_normalized.CASES,
     **linear.CASES,
     **batchnorm.CASES,
     **batchnorm_forward.CASES,
     **batchnorm_residual.CASES,
+    **batchnorm_passes.CASES,
     **group_norm.CASES,
     **elementwise.CASES,
     **scale.CASES,
@@ -67,9 +71,16 @@ def operations() -> list[str]:
     return list(_CASES)
 
 
-def cases(operation: str) -> list[str]:
-    """The names of an operation's cases, such as "mean-1e4-std-1e-2/130x3/relu". Raises ConfigError if unknown."""
-    return list(_cases(operation))
+def cases(operation: str, backend: Backend | None = None) -> list[str]:
+    """The names of an operation's cases, such as "mean-1e4-std-1e-2/130x3/relu".
+
+    With a backend, those that it can be given: arrays that are stored in 16 bits are for devices alone.
+
+    Raises:
+        ConfigError: There is no such operation.
+    """
+    takes_narrow = backend is None or hasattr(backend, "storages")
+    return [name for name, case in _cases(operation).items() if takes_narrow or not case.narrow]
 
 
 def check_operation(

@@ -132,6 +132,46 @@ def backward_bounds(
     return {"dx": slope * (inner + relative * dx) + TINY, "dgamma": dgamma_error, "dbeta": dbeta_error}
 
 
+def sums_bounds(e: Elements, dy: Host, inv_std: Host, relu: bool, sums: float | None = None) -> dict[str, Host]:
+    """Bounds of dgamma, dbeta, mean_g and slope, for statistics that are inputs; `sums` as in `backward_bounds`."""
+    known = backward_bounds(e, dy, inv_std, GIVEN, True, relu, sums)
+    dgamma, dbeta = known["dgamma"], known["dbeta"]
+    rows = max(dy.size // dy.shape[-1], 1)
+    if relu:
+        dy = np.where((e.y > 0) | np.isnan(e.y), dy, 0)
+    axes = tuple(range(dy.ndim - 1))
+    mean_g = np.abs(dy.astype(np.float64).sum(axis=axes)) / rows
+    slope = inv_std * np.abs((dy * e.xhat).sum(axis=axes)) / rows
+    # What the sums are off by, and the division; for the slope the product with inv_std too, which enlarges what an
+    # underflow of the quotient has lost. Of either, what the sum is off by is multiplied as well: 3 for 2, and 2 for 1.
+    of_mean = dbeta / rows + 2 * U * mean_g + TINY
+    of_slope = inv_std * dgamma / rows * (1 + 4 * U) + 3 * U * slope + TINY * (inv_std + 1)
+    return {"dgamma": dgamma, "dbeta": dbeta, "mean_g": of_mean, "slope": of_slope}
+
+
+def pending_bound(
+    e: Elements, x: Host, dy: Host, statistics: BatchStatistics, mean_g: Host, slope: Host, relu: bool
+) -> Host:
+    """Of dx = inv_std * gamma * ((g - mean_g) - centred * slope), where all of these are given."""
+    dy = dy.astype(np.float64)
+    flips: Host = np.zeros(())
+    if relu:  # as in `backward_bounds`
+        unsure = (np.abs(e.y) <= e.y_error) & (e.y_error > 0)
+        dy = np.where((e.y > 0) | np.isnan(e.y) | unsure, dy, 0)
+        flips = np.where(unsure, np.abs(dy), 0)
+    far = x.astype(np.float64) - statistics.shift
+    near = far - statistics.delta
+    projection = near * slope
+    inner = (dy - mean_g) - projection
+    # g - mean_g rounds; centred twice, and its product with the slope; then their difference.
+    rounding = U * (
+        np.abs(dy - mean_g) + np.abs(slope) * (np.abs(far) + np.abs(near)) + np.abs(projection) + np.abs(inner)
+    )
+    # gamma's product with inv_std and the last product round; either product can underflow.
+    result: Host = np.abs(e.slope) * ((1 + 4 * U) * (rounding + flips + TINY) + 2 * U * np.abs(inner)) + TINY
+    return result
+
+
 def add_relu_bound(e: Elements, residual: Host) -> Host:
     """Of max(y + residual, 0): y's error, and the rounding of a sum, unless one of the two is 0."""
     residual = residual.astype(np.float64)

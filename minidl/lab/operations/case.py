@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.storage import Storage
 from minidl.backends import Array, Backend
 from minidl.lab import bounds
 
@@ -42,6 +43,7 @@ class Problem:
     inputs: Values  # float32 or integers; the operation must not change them
     outputs: Mapping[str, Output] = field(default_factory=dict)  # it must write every element of these
     state: Values = field(default_factory=dict)  # it updates these in place; they are answers too
+    stored: Mapping[str, Storage] = field(default_factory=dict)  # of these, those that a device stores otherwise
     call: Callable[[Backend, Arrays], None]  # given all of them by name
     derive: Callable[[Values], Values] = nothing_derived  # from the answers to what is compared
     bounds: Callable[[Answers], Values]  # of what is compared
@@ -54,6 +56,7 @@ class Case(NamedTuple):
     name: str
     make: Callable[[np.random.Generator], Problem]
     layout: Layout = "aligned"
+    narrow: bool = False  # some of its arrays are stored in 16 bits: for devices alone
 
 
 def in_all_layouts(case: Case) -> Iterator[Case]:

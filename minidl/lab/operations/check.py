@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kernels.emulator.faults import Float64Promotion, KernelFault
-from kernels.tensor_tiles import NAME as TENSOR_CORE
+from kernels.matmul.tensor_tiles import NAME as TENSOR_CORE
+from kernels.matmul.wgmma_tiles import NAME as WGMMA
+from kernels.storage import Storage
 from minidl.backends import Array, Backend, get_backend
 from minidl.lab.budget import compare, poison, unwritten
 from minidl.lab.operations.case import Answers, Case, Host, Layout, Problem, Values
@@ -75,7 +77,7 @@ def check_case(
     # The steps from answers to what is compared are taken in float64, so they add no error of their own.
     with np.errstate(all="ignore"):
         compared = Answers(expected=problem.derive(right), got=problem.derive(_widened(answers)))
-        in_tf32 = problem.tf32_bounds if variant == TENSOR_CORE else None
+        in_tf32 = problem.tf32_bounds if variant in (TENSOR_CORE, WGMMA) else None
         bounds = (in_tf32 or problem.bounds)(compared)
         expected = compared.expected if against is None else problem.derive(_widened(against))
     for name, value in expected.items():
@@ -107,12 +109,15 @@ class Fault(NamedTuple):
 
 def run(backend: Backend, problem: Problem, layout: Layout) -> tuple[dict[str, Host], list[Fault]]:
     """The answers of a backend, as host arrays by name, and its faults."""
-    places = {name: _Place(backend, host, layout) for name, host in problem.inputs.items()}
+    # The reference computes with the numbers themselves, however a device stores them.
+    stored = problem.stored if backend.dtype == np.float32 else {}
+    places = {name: _Place(backend, host, layout, stored.get(name)) for name, host in problem.inputs.items()}
     contiguous: Layout = "aligned" if layout == "strided" else layout  # a layer accepts inputs, never outputs
     for name, output in problem.outputs.items():
-        places[name] = _Place(backend, poison(output.shape, output.dtype or backend.dtype), contiguous)
+        dtype = stored[name].dtype if name in stored else output.dtype or backend.dtype
+        places[name] = _Place(backend, poison(output.shape, dtype), contiguous, stored.get(name))
     for name, host in problem.state.items():
-        places[name] = _Place(backend, host, contiguous)
+        places[name] = _Place(backend, host, contiguous, stored.get(name))
     arrays = {name: place.array for name, place in places.items()}
     problem.call(backend, arrays)
 
@@ -126,15 +131,18 @@ def run(backend: Backend, problem: Problem, layout: Layout) -> tuple[dict[str, H
         if name in problem.outputs and (missing := unwritten(answers[name])).any():
             index = tuple(int(i) for i in np.unravel_index(missing.argmax(), missing.shape))
             faults.append(Fault(name, index, f"was not written, as {int(missing.sum())} of {missing.size} elements"))
-    return answers, faults
+    return {name: stored[name].decode(got) if name in stored else got for name, got in answers.items()}, faults
 
 
 class _Place:
     """An array on the device, and the memory around it."""
 
-    def __init__(self, backend: Backend, host: Host, layout: Layout) -> None:
+    def __init__(self, backend: Backend, host: Host, layout: Layout, storage: Storage | None) -> None:
         host = np.asarray(host)
-        host = host.astype(backend.dtype) if host.dtype.kind == "f" and host.dtype != backend.dtype else host
+        if storage is not None:
+            host = host if host.dtype == storage.dtype else storage.encode(host)
+        elif host.dtype.kind == "f" and host.dtype != backend.dtype:
+            host = host.astype(backend.dtype)
         shape, wide = host.shape, host
         strided = layout == "strided" and host.ndim > 0
         if strided:

@@ -106,14 +106,19 @@ def _bounds(
     one: Callable[..., dict[str, Host]], state: Values, inputs: Values, tensors: int, **options: Any
 ) -> Callable[[Answers], Values]:
     bounds: dict[str, Host] = {}
-    numbers = [inputs[f"numbers{t}"] for t in range(STEPS)]
     for i in range(tensors):
+        numbers = [inputs[f"numbers{t}"][_rows(tensors)[i]] for t in range(STEPS)]
         bounds |= one(state, [inputs[f"grad{t}.{i}"] for t in range(STEPS)], numbers, i, **options)
     return within(**bounds)
 
 
+def _rows(tensors: int) -> list[int]:
+    """Tensors go by two rows of numbers, in turns, as if they were of two parameter groups."""
+    return [i % 2 for i in range(tensors)]
+
+
 def sgd_cases() -> Iterator[Case]:
-    """Of sgd."""
+    """Of sgd; of two parameter groups, the second learns at half the rate and with other decay."""
 
     def case(
         name: str,
@@ -126,7 +131,8 @@ def sgd_cases() -> Iterator[Case]:
         options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
 
         def make(rng: np.random.Generator) -> Problem:
-            numbers = sgd_numbers(lr, momentum, weight_decay).astype(np.float32)
+            groups = (lr, momentum, weight_decay), (lr / 2, momentum, 3 * weight_decay)
+            numbers = np.array([sgd_numbers(*group) for group in groups]).astype(np.float32)
             inputs = _grads(rng, GRADIENTS[name], shapes) | {f"numbers{t}": numbers for t in range(STEPS)}
             state = {f"value.{i}": PLAIN(rng, shape) for i, shape in enumerate(shapes)}
             if momentum:
@@ -136,7 +142,7 @@ def sgd_cases() -> Iterator[Case]:
                 velocities = _listed(a, "velocity", len(shapes)) if momentum else []
                 for t in range(STEPS):
                     arrays = _listed(a, "value", len(shapes)), _listed(a, f"grad{t}", len(shapes)), velocities
-                    backend.sgd(*arrays, a[f"numbers{t}"], nesterov)
+                    backend.sgd(*arrays, a[f"numbers{t}"], _rows(len(shapes)), nesterov)
 
             bounds = _bounds(sgd_bounds, state, inputs, len(shapes), nesterov=nesterov)
             return Problem(inputs=inputs, state=state, call=call, bounds=bounds)
@@ -154,7 +160,7 @@ def sgd_cases() -> Iterator[Case]:
 
 
 def adam_cases() -> Iterator[Case]:
-    """Of adam, from its first step and from a later one."""
+    """Of adam, from its first step and from a later one; a second group is a step ahead, and decays otherwise."""
 
     def case(
         name: str,
@@ -173,8 +179,9 @@ def adam_cases() -> Iterator[Case]:
         def make(rng: np.random.Generator) -> Problem:
             inputs = _grads(rng, GRADIENTS[name], shapes)
             for t in range(STEPS):
-                numbers = adam_numbers(first_step + t, lr, beta1, beta2, eps, weight_decay, decoupled)
-                inputs[f"numbers{t}"] = numbers.astype(np.float32)
+                groups = (first_step + t, weight_decay), (first_step + t + 1, 3 * weight_decay)
+                numbers = [adam_numbers(step, lr, beta1, beta2, eps, decay, decoupled) for step, decay in groups]
+                inputs[f"numbers{t}"] = np.array(numbers).astype(np.float32)
             state = {}
             for i, shape in enumerate(shapes):
                 used = float(first_step > 1)  # before the first step the moments are 0
@@ -186,7 +193,7 @@ def adam_cases() -> Iterator[Case]:
                 moments = _listed(a, "first", len(shapes)), _listed(a, "second", len(shapes))
                 for t in range(STEPS):
                     arrays = _listed(a, "value", len(shapes)), _listed(a, f"grad{t}", len(shapes)), *moments
-                    backend.adam(*arrays, a[f"numbers{t}"])
+                    backend.adam(*arrays, a[f"numbers{t}"], _rows(len(shapes)))
 
             bounds = _bounds(adam_bounds, state, inputs, len(shapes))
             return Problem(inputs=inputs, state=state, call=call, bounds=bounds)

@@ -1,12 +1,12 @@
 """Checks of scaling by one factor: its products are exact but for one rounding, its gradient is a sum over all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from minidl.backends import Backend
 from minidl.lab.budget import TINY, U, summation
-from minidl.lab.inputs import FAMILIES, integers
+from minidl.lab.inputs import FAMILIES, Family, integers
 from minidl.lab.operations.case import (
     Arrays,
     Case,
@@ -20,12 +20,14 @@ from minidl.lab.operations.case import (
     relative,
     within,
 )
+from minidl.lab.operations.stored import NARROW, families, in_storage
 
 PLAIN = FAMILIES["ordinary"]
 # One element, none, a prime number, around a vector and around what a block adds; several blocks.
 SHAPES: tuple[tuple[int, ...], ...] = (
     (1,), (0, 3), (3,), (2, 3, 5, 7), (127, 17), (4096,), (4099,), (8191, 1), (140009,), (1031, 257),
 )  # fmt: skip
+NARROW_SHAPES: tuple[tuple[int, ...], ...] = ((1,), (0, 3), (2, 3, 5, 7), (127, 17), (4099,), (8191, 1))
 FACTORS = {"0": 0.0, "1": 1.0, "minus-0.3": -0.3, "1e30": 1e30, "1e-42": 1e-42, "nan": np.nan, "inf": np.inf}
 
 
@@ -40,10 +42,10 @@ def scale_backward_bounds(x: Host, dy: Host, factor: Host) -> Values:
 def scale_forward_cases() -> Iterator[Case]:
     """Of scale_forward; also in place."""
 
-    def case(name: str, shape: tuple[int, ...], factor: float = 0.7) -> Case:
+    def case(name: str, shape: tuple[int, ...], factor: float = 0.7, family: Family | None = None) -> Case:
         def make(rng: np.random.Generator) -> Problem:
             return Problem(
-                inputs={"x": FAMILIES[name](rng, shape), "factor": np.array(factor, np.float32)},
+                inputs={"x": (family or FAMILIES[name])(rng, shape), "factor": np.array(factor, np.float32)},
                 outputs={"y": Output(shape)},
                 call=lambda backend, a: backend.scale_forward(a["x"], a["factor"], a["y"]),
                 bounds=relative(1),
@@ -64,17 +66,30 @@ def scale_forward_cases() -> Iterator[Case]:
     yield from (case(name, (3, 5, 7, 5)) for name in FAMILIES if name != "ordinary")
     yield from (case(name, (5, 7), factor) for factor in FACTORS.values() for name in ("ordinary", "inf", "denormal"))
     yield Case("in-place", in_place)
+    for storage in NARROW:
+        known, stored = families(storage), {"x": storage, "y": storage}
+        for shape in NARROW_SHAPES:
+            one = in_storage(case("ordinary", shape, family=known["ordinary"]), stored)
+            yield from in_all_layouts(one) if shape == (127, 17) else (one,)
+        for name, family in known.items():
+            yield in_storage(case(name, (3, 5, 7, 5), 2.9, family), stored)
 
 
 def scale_backward_cases() -> Iterator[Case]:
     """Of scale_backward; also in place."""
 
-    def case(name: str, shape: tuple[int, ...], factor: float = 0.7, other: str = "ordinary") -> Case:
+    def case(
+        name: str,
+        shape: tuple[int, ...],
+        factor: float = 0.7,
+        other: str = "ordinary",
+        known: Mapping[str, Family] = FAMILIES,
+    ) -> Case:
         def make(rng: np.random.Generator) -> Problem:
             if name == "integers":
                 x, dy, by = integers(rng, shape), integers(rng, shape), np.array(2, np.float32)
             else:
-                x, dy = FAMILIES[name](rng, shape), FAMILIES[other](rng, shape)
+                x, dy = known[name](rng, shape), known[other](rng, shape)
                 by = np.array(factor, np.float32)
 
             def call(backend: Backend, a: Arrays) -> None:
@@ -110,6 +125,15 @@ def scale_backward_cases() -> Iterator[Case]:
             yield case("ordinary", (3, 50, 7, 5), other=name)
     yield from (case(name, (5, 7), factor) for factor in FACTORS.values() for name in ("ordinary", "inf"))
     yield Case("in-place", in_place)
+    for storage in NARROW:
+        known, stored = families(storage), dict.fromkeys(("x", "dy", "dx"), storage)
+        for shape in NARROW_SHAPES:
+            one = in_storage(case("ordinary", shape, known=known), stored)
+            yield from in_all_layouts(one) if shape == (127, 17) else (one,)
+            yield in_storage(case("integers", shape), stored, rounds=False)
+        for name in ("mixed-scales", "nan", "minus-inf-and-inf", "smallest"):
+            yield in_storage(case(name, (3, 50, 7, 5), known=known), stored)
+            yield in_storage(case("ordinary", (3, 50, 7, 5), other=name, known=known), stored)
 
 
 CASES = {"scale_forward": scale_forward_cases, "scale_backward": scale_backward_cases}

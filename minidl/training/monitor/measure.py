@@ -27,6 +27,8 @@ from minidl.nn import (
 )
 from minidl.nn.batchnorm import BatchNorm
 from minidl.nn.fusion import BatchNormAddReLU, BatchNormReLU
+from minidl.nn.normalized_convolution import NormalizedConvolution
+from minidl.nn.pending import PendingActivation
 from minidl.training.monitor.record import PERCENTILES, SAMPLE, Record
 
 
@@ -130,7 +132,8 @@ def is_normalization(module: Module) -> bool:
 def watched(model: Module) -> Iterator[tuple[str, Any, BatchNorm | None, bool]]:
     """What has an output of its own: name, step, the batch normalization in it, and whether ReLU ends it.
 
-    A fused step has the names of its parts, "bn1+relu1"; what is fused never runs by itself and is not named.
+    A fused step has the names of its parts, "bn1+relu1"; what is fused never runs by itself and is not named. A step of
+    a chain of convolutions appears as its convolution and as its normalization.
     """
     fused: set[int] = set()
     paths = {id(module): path for path, module in model.named_modules()}
@@ -139,11 +142,17 @@ def watched(model: Module) -> Iterator[tuple[str, Any, BatchNorm | None, bool]]:
             steps = list(module.steps)
             chain = {id(layer): name for name, layer in module.chain()}
             for step in steps:
-                if isinstance(step, BatchNormReLU):
+                if isinstance(step, NormalizedConvolution):
+                    fused.add(id(step.convolution))
+                    yield paths[id(step.convolution)], step, None, False
+                if isinstance(step, BatchNormReLU) or (isinstance(step, NormalizedConvolution) and not step.joined):
+                    name, rectifies = paths[id(step.batchnorm)], isinstance(step, BatchNormReLU) or step.relu
                     fused.add(id(step.batchnorm))
-                    following = _after(module, step.batchnorm)
-                    fused.add(id(following))
-                    yield f"{paths[id(step.batchnorm)]}+{chain[id(following)]}", step, step.batchnorm, True
+                    if rectifies:
+                        following = _after(module, step.batchnorm)
+                        fused.add(id(following))
+                        name += f"+{chain[id(following)]}"
+                    yield name, step, step.batchnorm, rectifies
             if isinstance(module, Residual) and isinstance(module.joint, BatchNormAddReLU):
                 inner = module.joint.batchnorm
                 fused |= {id(inner), id(module.activation)}
@@ -166,11 +175,17 @@ def _watching(
 ) -> Iterator[None]:
     forward = layer.forward
 
-    def measured(x: Array, *others: Array) -> Array:
-        if batchnorm is not None and batchnorm.track_running_stats and x.size // x.shape[-1] > 1:
-            statistics[name] = _statistics(batchnorm, x)
+    def measured(x: Array | PendingActivation, *others: Array) -> Array | PendingActivation:
+        running = _running(batchnorm) if batchnorm is not None and batchnorm.track_running_stats else None
         y = forward(x, *others)
-        activations[name] = _activation(batchnorm.backend if batchnorm else layer.backend, y, rectifies)
+        output = y.written() if isinstance(y, PendingActivation) else y
+        normalized = x.x if isinstance(x, PendingActivation) else x
+        if isinstance(layer, NormalizedConvolution):
+            normalized = layer.output_of_convolution(y)
+            output = normalized if batchnorm is None else output
+        if batchnorm is not None and running is not None and normalized.size // normalized.shape[-1] > 1:
+            statistics[name] = _statistics(batchnorm, normalized, running)
+        activations[name] = _activation(batchnorm.backend if batchnorm else layer.backend, output, rectifies)
         return y
 
     layer.forward = measured
@@ -202,13 +217,22 @@ def _stride(size: int, channels: int) -> int:
     return stride
 
 
-def _statistics(batchnorm: BatchNorm, x: Array) -> Record:
+def _running(batchnorm: BatchNorm) -> tuple[np.ndarray, np.ndarray]:
+    """The mean and the variance as they are before a batch moves them."""
+    backend = batchnorm.backend
+    mean, variance = (
+        backend.numpy(part).astype(np.float64) for part in (batchnorm.running_mean, batchnorm.running_var)
+    )
+    return mean, variance
+
+
+def _statistics(batchnorm: BatchNorm, x: Array, of_before: tuple[np.ndarray, np.ndarray]) -> Record:
     """By the device's own sums, as the layer makes them."""
     backend, channels, eps = batchnorm.backend, batchnorm.num_features, batchnorm.eps
     of_batch = BatchStatistics(*(backend.empty((channels,)) for _ in range(4)))
     backend.batchnorm_statistics(x, eps, of_batch)
     shift, delta, var = (backend.numpy(a).astype(np.float64) for a in (of_batch.shift, of_batch.delta, of_batch.var))
-    mean, running = (backend.numpy(a).astype(np.float64) for a in (batchnorm.running_mean, batchnorm.running_var))
+    mean, running = of_before
     with np.errstate(all="ignore"):
         distance = ((shift - mean) + delta) / np.sqrt(running + eps)
         ratio = np.exp(np.mean(np.log((var + eps) / (running + eps))))

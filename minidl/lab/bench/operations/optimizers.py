@@ -9,9 +9,10 @@ from kernels.launch import Cost
 from minidl import optim
 from minidl.backends import Backend
 from minidl.lab.bench.networks import network
-from minidl.lab.bench.operations.problem import Answers, Arrays, Call, Compiled, Input, Problem, normal
+from minidl.lab.bench.operations.problem import Answers, Arrays, Call, Compiled, Input, Problem, normal, nothing
 from minidl.lab.bench.shapes import Shape
 from minidl.nn import Parameter
+from minidl.optim.optimizer import Numbers
 
 LR, MOMENTUM, DECAY = 1e-3, 0.9, 5e-4
 _PASSES = {"sgd": (3, 2, 6), "adam": (4, 3, 14)}  # read, written, operations an element
@@ -34,7 +35,14 @@ def optimizer(operation: str, shape: Shape, rng: np.random.Generator) -> Problem
             made: optim.Optimizer = optim.SGD(parameters, LR, MOMENTUM, DECAY)
         else:
             made = optim.Adam(parameters, lr=LR, weight_decay=DECAY)
-        return _steps(made.step, lambda: [parameter.value for parameter in parameters])
+        numbers: Numbers | None = None
+
+        def prepare() -> None:  # as in training, where what Adam goes by in a step is on the device before it begins
+            nonlocal numbers
+            plan = made.plan([LR])
+            numbers = Numbers(plan.rows, on.array(plan.steps[0]))
+
+        return _steps(lambda: made.step(numbers), lambda: [one.value for one in parameters], prepare)
 
     def theirs(torch: Any, t: Mapping[str, Any], compiled: Compiled) -> Call:
         parameters = [torch.nn.Parameter(t[f"value{i}"]) for i in range(len(found))]
@@ -57,9 +65,9 @@ def optimizer(operation: str, shape: Shape, rng: np.random.Generator) -> Problem
     )
 
 
-def _steps(step: Callable[[], Any], values: Callable[[], list[Any]]) -> Call:
+def _steps(step: Callable[[], Any], values: Callable[[], list[Any]], prepare: Callable[[], None] = nothing) -> Call:
     def run() -> Answers:
         step()
         return {f"value{i}": value for i, value in enumerate(values())}
 
-    return Call(run)
+    return Call(run, prepare)

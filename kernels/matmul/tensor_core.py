@@ -1,9 +1,9 @@
 """Matrix product on tensor cores, in TF32: c = a @ b + bias, either factor also transposed.
 
-The product of kernels/matmul.py by kernels/tensor_tiles.py: maths, shapes and edges are those of the former, tiles,
-layouts and accuracy those of the latter. Four neighbours in memory are copied at once, so the lines of a and of b are
-multiples of 4 long, and both start at multiples of 16 bytes. c may be of any shape; with an even number of columns,
-pairs are stored.
+The product of tiled.py by tensor_product.py: maths, shapes and edges are those of the former, tiles
+and accuracy those of tensor_tiles.py. Four neighbours in memory are copied at once, so the lines of a and of b
+are multiples of 4 long, and both start at multiples of 16 bytes. c may be of any shape; four neighbours of it are
+stored at once where its lines are such too, or two, or one.
 """
 
 from collections.abc import Callable
@@ -12,10 +12,13 @@ from typing import Any
 from numba import float32, int64, uint32
 
 from kernels.device import inlined
-from kernels.intrinsics import store2
+from kernels.intrinsics import store2, store4
 from kernels.launch import Cost, Floats, Int64, Launch, kernel
-from kernels.tensor_tiles import LARGE, MEDIUM, NARROW, SMALL, WIDE, Side, TensorTile, on_both, place_of, tensor_product
-from kernels.tiles import slices_of
+from kernels.matmul.tensor_copies import Side, on_both
+from kernels.matmul.tensor_epilogue import in_fours, in_pairs
+from kernels.matmul.tensor_product import tensor_product
+from kernels.matmul.tensor_tiles import LARGE, MEDIUM, NARROW, SMALL, WIDE, TensorTile, place_of
+from kernels.matmul.tiles import slices_of
 
 
 def _side(along_depth: bool, index: Any) -> Side:
@@ -39,16 +42,16 @@ def _side(along_depth: bool, index: Any) -> Side:
     registers=232,
     instructions=("HMMA.1688.F32.TF32", "LDGSTS.E.BYPASS.128"),
     examples=[
-        (LARGE, False, False, False, True, uint32),
-        (LARGE, True, True, True, True, int64),
-        (WIDE, False, True, True, True, uint32),
-        (MEDIUM, True, False, False, True, uint32),
-        (NARROW, False, True, True, True, uint32),
-        (SMALL, False, True, True, False, uint32),
+        (LARGE, False, False, False, 4, uint32),
+        (LARGE, True, True, True, 4, int64),
+        (WIDE, False, True, True, 4, uint32),
+        (MEDIUM, True, False, False, 4, uint32),
+        (NARROW, False, True, True, 2, uint32),
+        (SMALL, False, True, True, 1, uint32),
     ],
 )
 def matmul_tensor_core(
-    tile: TensorTile, a_transposed: bool, b_transposed: bool, with_bias: bool, in_pairs: bool, index: Any
+    tile: TensorTile, a_transposed: bool, b_transposed: bool, with_bias: bool, at_once: int, index: Any
 ) -> Launch:
     """One tile of c a block, or of a slice of it: c is (slices, m, n), a slice the sum over `span` steps of k."""
     place_of_block = place_of(tile)
@@ -64,10 +67,15 @@ def matmul_tensor_core(
         return float32(0), float32(0)
 
     @inlined
-    def store(c, row, column, left, right):
+    def store_four(c, row, column, x0, x1, x2, x3):
+        matrix, _, part, m, n = c
+        store4(matrix, index((part * m + row) * n + column), x0, x1, x2, x3)
+
+    @inlined
+    def store_pair(c, row, column, left, right):
         matrix, _, part, m, n = c
         place = index((part * m + row) * n + column)
-        if in_pairs:
+        if at_once == 2:
             store2(matrix, place, left, right)
         else:
             matrix[place] = left
@@ -75,13 +83,15 @@ def matmul_tensor_core(
                 matrix[index(place + 1)] = right
 
     a_side, b_side = _side(not a_transposed, index), _side(b_transposed, index)
-    multiply = tensor_product(tile, index, a_side, b_side, store, begin)
+    finish = in_fours(tile, index, store_four) if at_once == 4 else in_pairs(tile, index, store_pair)
+    multiply = tensor_product(tile, index, a_side, b_side, finish, begin)
 
     def matmul(a: Floats, b: Floats, bias: Floats, c: Floats, m: Int64, n: Int64, k: Int64, span: Int64):
         part, row, column = place_of_block(m, n)
         a_line, b_line = m if a_transposed else k, k if b_transposed else n
         first = part * span
-        multiply((a, a_line), (b, b_line), (c, bias, part, m, n), m, n, row, column, first, min(first + span, k))
+        target = c, bias, part, m, n
+        multiply((a, a_line, 0), (b, b_line, 0), target, m, n, row, column, first, min(first + span, k))
 
     return Launch(
         matmul,

@@ -7,23 +7,25 @@ Traffic  reads a and b and writes c once, by the definition. The plain kernel as
 Edges    NaN and infinity follow the sums. With k = 0, c is the bias, or 0.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numba import cuda, float32, int64, uint32
 from numpy.typing import NDArray
 
-from kernels import tensor_tiles
-from kernels.choice import choose
+from kernels.arrays import address, wide
+from kernels.choice import Option, choose
 from kernels.columns import sum_columns
 from kernels.device import index_type, inlined
 from kernels.errors import ShapeError
 from kernels.launch import Array as DeviceArray
-from kernels.launch import Cost, Floats, Int64, Launch, Runner, address, blocks_for, kernel, techniques, wide
-from kernels.matmul_tensor_core import matmul_tensor_core
-from kernels.tensor_tiles import CHUNK, in_order
-from kernels.tensor_tiles import NAME as TENSOR_CORE
-from kernels.tiles import LARGE, SMALL, TALL, Tile, place_of, slices_of, span_of, tile_for, tile_product
+from kernels.launch import Cost, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques
+from kernels.matmul import tensor_tiles
+from kernels.matmul.tensor_core import matmul_tensor_core
+from kernels.matmul.tensor_tiles import CHUNK, in_order
+from kernels.matmul.tensor_tiles import NAME as TENSOR_CORE
+from kernels.matmul.tiles import LARGE, SMALL, TALL, Tile, place_of, slices_of, span_of, tile_for, tile_product
 
 Array = NDArray[Any]
 BLOCK = 256
@@ -140,10 +142,12 @@ def product(
     precision: str = "fp32",
     operation: str = "matmul",
     names: tuple[str, str, str] = ("a", "b", "c"),
+    another: tuple[Option, Callable[[], None]] | None = None,
 ) -> None:
     """Launch c = a @ b + bias on `run`, with either factor transposed first. The shapes are the caller's to check.
 
-    `operation` has the factors and the result by these `names`. Raises TechniqueError.
+    `operation` has the factors and the result by these `names`. It may have `another` technique that it takes before
+    the ones here where it can, and that does it all when it is called. Raises TechniqueError.
     """
     m, n = c.shape
     k = a.shape[0] if a_transposed else a.shape[1]
@@ -152,7 +156,11 @@ def product(
     arrays = dict(zip(names, (a, b, c), strict=True))
     reason = _why_no_tensor_core(dict(zip(names, (a, b), strict=False)))
     ways = in_order(precision, (TENSOR_CORE, not reason, reason or "lines in fours, aligned"), ("tiled", True, ""))
-    technique = choose(run, operation, technique, (*ways, ("plain", True, "")), **arrays)
+    first = () if another is None else (another[0],)
+    technique = choose(run, operation, technique, (*first, *ways, ("plain", True, "")), **arrays)
+    if another is not None and technique == another[0][0]:
+        another[1]()
+        return
     if technique == TENSOR_CORE:
         _on_tensor_cores(run, a, b, given, c, (m, n, k), options)
         return
@@ -193,9 +201,9 @@ def _on_tensor_cores(
     span = tensor_tiles.span_of(k, tile.cover(m, n))
     slices = slices_of(k, span)
     target = c if slices == 1 else run.empty((slices, m, n))
-    in_pairs = n % 2 == 0 and address(target) % 8 == 0
+    at_once = next(some for some in (4, 2, 1) if n % some == 0 and address(target) % (4 * some) == 0)
     index = index_type(max(a.size, b.size, slices * c.size))
-    run(matmul_tensor_core(tile, *options, in_pairs, index), a, b, bias, target, m, n, k, span)
+    run(matmul_tensor_core(tile, *options, at_once, index), a, b, bias, target, m, n, k, span)
     if slices > 1:
         sum_columns(run, target, c)
 

@@ -1,0 +1,108 @@
+"""The sums of gradient_sums.py at the end of a residual block, whose ReLU's mask is taken from its output y.
+
+Beside a residual x alone does not tell the mask, so g is stored on the way, as dresidual: what comes after reads that.
+
+Traffic  x, y and dy once, dresidual once; and partial sums.
+"""
+
+from typing import Any
+
+from numba import cuda, float32, int64, uint32
+
+from kernels.activation import passed
+from kernels.batchnorm.adding import block_adder
+from kernels.batchnorm.split import AHEAD, BLOCK, CHUNK, Split, loader, storer
+from kernels.launch import Cost, Floats, Int64, Launch, blocks_for, kernel
+
+
+def _mask_and_sum_gradients(channels: int, index: Any, width: int) -> Launch:
+    parts = Split(channels, width)
+    lanes, depth, across = parts.lanes, parts.depth, parts.across
+    load, store, add_block = loader(width), storer(width), block_adder(width, lanes, depth)
+    size, loads = width * BLOCK, AHEAD * width
+
+    def mask_and_sum_gradients(
+        x: Floats, y: Floats, dy: Floats, shift: Floats, delta: Floats, dresidual: Floats, partial: Floats,
+        rows: Int64, span: Int64,
+    ):  # fmt: skip
+        sums = cuda.shared.array(size, float32)
+        products = cuda.shared.array(size, float32)
+        values = cuda.local.array(loads, float32)
+        outputs = cuda.local.array(loads, float32)
+        gradients = cuda.local.array(loads, float32)
+        masked = cuda.local.array(width, float32)
+        near = cuda.local.array(width, float32)
+        rest = cuda.local.array(width, float32)
+        chunk_sum = cuda.local.array(width, float32)
+        chunk_product = cuda.local.array(width, float32)
+        thread = cuda.threadIdx.x
+        row = thread // lanes
+        channel = (cuda.blockIdx.y * lanes + thread % lanes) * width
+        for j in range(width):
+            sums[j * BLOCK + thread] = float32(0)
+            products[j * BLOCK + thread] = float32(0)
+        if row < depth and channel < channels:
+            load(shift, channel, near, 0)
+            load(delta, channel, rest, 0)
+            at = index(cuda.blockIdx.x * span + row)
+            end = index(min(rows, (cuda.blockIdx.x + 1) * span))
+            while at < end:
+                stop = index(min(end, at + CHUNK * depth))
+                for j in range(width):
+                    chunk_sum[j] = float32(0)
+                    chunk_product[j] = float32(0)
+                while at < stop:
+                    for i in range(AHEAD):
+                        if at + i * depth < stop:
+                            load(x, index((at + i * depth) * channels + channel), values, i * width)
+                            load(y, index((at + i * depth) * channels + channel), outputs, i * width)
+                            load(dy, index((at + i * depth) * channels + channel), gradients, i * width)
+                    for i in range(AHEAD):
+                        if at + i * depth < stop:
+                            for j in range(width):
+                                g = passed(gradients[i * width + j], outputs[i * width + j])
+                                masked[j] = g
+                                chunk_sum[j] += g
+                                chunk_product[j] += g * ((values[i * width + j] - near[j]) - rest[j])
+                            store(dresidual, index((at + i * depth) * channels + channel), masked)
+                    at = index(at + AHEAD * depth)
+                for j in range(width):
+                    sums[j * BLOCK + thread] += chunk_sum[j]
+                    products[j * BLOCK + thread] += chunk_product[j]
+
+        add_block(thread, row, sums, products)
+        if row == 0 and channel < channels:
+            place = cuda.blockIdx.x * channels + channel
+            for j in range(width):
+                chunk_sum[j] = sums[j * BLOCK + thread]
+                chunk_product[j] = products[j * BLOCK + thread]
+            store(partial, index(place), chunk_sum)
+            store(partial, index(cuda.gridDim.x * channels + place), chunk_product)
+
+    return Launch(
+        mask_and_sum_gradients,
+        BLOCK,
+        lambda rows, span: (blocks_for(rows, span), across),
+        lambda rows, span: Cost(
+            12 * rows * channels + 8 * channels,
+            4 * rows * channels + 8 * blocks_for(rows, span) * channels,
+            5 * rows * channels,
+        ),
+    )
+
+
+@kernel(traffic="x, y, dy, shift, delta -> dresidual, partial", examples=[(1, uint32), (17, uint32), (513, int64)])
+def batchnorm_mask_and_sum_gradients_scalar(channels: int, index: Any) -> Launch:
+    """Sums of g and g * centred over each block's rows, partial (2, blocks, c); dresidual = g. One channel a thread."""
+    return _mask_and_sum_gradients(channels, index, 1)
+
+
+@kernel(
+    traffic="x, y, dy, shift, delta -> dresidual, partial",
+    instructions=("LDG.E.128", "STG.E.128"),
+    registers=112,  # twelve loads of four floats are under way
+    examples=[(4, uint32), (64, uint32), (512, int64)],
+)
+def batchnorm_mask_and_sum_gradients_vector(channels: int, index: Any) -> Launch:
+    """The same with four channels a thread. All arrays aligned to 16."""
+    return _mask_and_sum_gradients(channels, index, 4)
