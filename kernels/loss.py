@@ -38,6 +38,7 @@ from kernels.launch import Array as DeviceArray
 from kernels.launch import Cost, Float, Floats, Int64, Int64s, Launch, Runner, blocks_for, kernel, techniques
 from kernels.reductions import INFINITY, add, rounded, warp_max, warp_sum
 from kernels.targets import check_targets, no_class
+from kernels.targets_reader import targets_reader
 
 Array = NDArray[Any]
 BLOCK = 256
@@ -102,6 +103,7 @@ def cross_entropy_targets(classes: int, weighted: bool) -> Launch:
 
     That is how many rows take part, or the sum of their targets' weights; NaN where it would be 0.
     """
+    read_targets = targets_reader(BLOCK, classes, weighted)
 
     def cross_entropy_targets(
         targets: Int64s, weight: Floats, first: Int64s, divisor: Floats, ignore_index: Int64, n: Int64
@@ -110,27 +112,7 @@ def cross_entropy_targets(classes: int, weighted: bool) -> Launch:
         losts = cuda.shared.array(BLOCK, float32)
         firsts = cuda.shared.array(BLOCK, int64)
         thread = cuda.threadIdx.x
-        total, lost = float32(0), float32(0)
-        bad = n
-        for row in range(thread, n, BLOCK):
-            target = targets[row]
-            if target != ignore_index:
-                if target < 0 or target >= classes:
-                    bad = min(bad, row)
-                else:
-                    total, lost = add(total, lost, weight[target] if weighted else float32(1))
-        totals[thread] = total
-        losts[thread] = lost
-        firsts[thread] = bad
-        half = BLOCK // 2
-        while half > 0:
-            cuda.syncthreads()
-            if thread < half:
-                total, lost = add(totals[thread], losts[thread] + losts[thread + half], totals[thread + half])
-                totals[thread] = total
-                losts[thread] = lost
-                firsts[thread] = min(firsts[thread], firsts[thread + half])
-            half >>= 1
+        read_targets(targets, weight, ignore_index, n, totals, losts, firsts)
         if thread == 0:
             first[0] = firsts[0]
             result = rounded(totals[0], losts[0])

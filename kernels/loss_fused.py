@@ -22,6 +22,7 @@ from kernels.grid_barrier import grid_barrier
 from kernels.launch import Array, Cost, Float, Floats, Int64, Int64s, Launch, Runner, UInt32s, blocks_for, kernel
 from kernels.reductions import INFINITY, add, rounded
 from kernels.sums import sum_by_block
+from kernels.targets_reader import targets_reader
 
 NAME = "fused"
 BLOCK = 256
@@ -86,6 +87,7 @@ def cross_entropy_fused(index: Any, classes: int, reduction: str, weighted: bool
     staged, held = rows * classes <= STAGED, steps <= HELD
     size, values_size = rows * classes if staged else 1, steps if held else 1
     waits = adds and several
+    read_targets = targets_reader(BLOCK, classes, weighted)
 
     @inlined
     def lanes_max(value):
@@ -117,27 +119,7 @@ def cross_entropy_fused(index: Any, classes: int, reduction: str, weighted: bool
         memory = cuda.shared.array(size, float32)
         values = cuda.local.array(values_size, float32)
         thread = cuda.threadIdx.x
-        total, lost = float32(0), float32(0)
-        bad = n
-        for row in range(thread, n, BLOCK):
-            target = targets[row]
-            if target != ignore_index:
-                if target < 0 or target >= classes:
-                    bad = min(bad, row)
-                else:
-                    total, lost = add(total, lost, weight[target] if weighted else float32(1))
-        totals[thread] = total
-        losts[thread] = lost
-        firsts[thread] = bad
-        half = BLOCK // 2
-        while half > 0:
-            cuda.syncthreads()
-            if thread < half:
-                total, lost = add(totals[thread], losts[thread] + losts[thread + half], totals[thread + half])
-                totals[thread] = total
-                losts[thread] = lost
-                firsts[thread] = min(firsts[thread], firsts[thread + half])
-            half >>= 1
+        read_targets(targets, weight, ignore_index, n, totals, losts, firsts)
         cuda.syncthreads()
         bad, divisor = firsts[0], rounded(totals[0], losts[0])
         divisor = divisor if divisor != float32(0) else NAN

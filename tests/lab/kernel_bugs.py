@@ -38,6 +38,7 @@ COLUMNS = "kernels/columns.py"
 CONV, DIRECT = "kernels/conv/host.py", "kernels/conv/direct.py"
 GEMM, WINDOWS = "kernels/conv/implicit_gemm.py", "kernels/conv/geometry.py"
 LOSS, METRICS, UPDATES = "kernels/loss.py", "kernels/metrics.py", "kernels/updates.py"
+TARGETS = "kernels/targets_reader.py"
 REDUCTIONS, SOFTMAX = "kernels/reductions.py", "kernels/softmax.py"
 NORM = "kernels/gradient_norm.py"
 
@@ -366,7 +367,7 @@ OPERATIONS = (
     Bug("mean-over-ignored-rows", "Paddle#23708, segmentation_models.pytorch#852", LOSS,
         "            divisor[0] = result if result != float32(0) else NAN\n", "            divisor[0] = float32(n)\n",
         "cross_entropy", "thread", "ordinary/33x10/mean/ignored-0.3", "loss"),
-    Bug("mean-over-rows-for-mean-over-weights", "pytorch#61309", LOSS,
+    Bug("mean-over-rows-for-mean-over-weights", "pytorch#61309", TARGETS,
         "add(total, lost, weight[target] if weighted else float32(1))", "add(total, lost, float32(1))",
         "cross_entropy", "warp", "ordinary/127x33/mean/ignored-0.3/uneven-weights", "loss"),
     Bug("weight-of-the-target-for-that-of-the-class", "pytorch#104776", LOSS,
@@ -379,7 +380,7 @@ OPERATIONS = (
     Bug("what-additions-lose-is-lost", "pytorch#55657", REDUCTIONS,
         "    return after, lost + ((total - (after - taken)) + (value - taken))\n", "    return after, lost\n",
         "cross_entropy", "warp", "zeros/65537x7/sum", "loss"),
-    Bug("what-additions-lose-is-lost-in-a-mean", "pytorch#55657", LOSS,
+    Bug("what-additions-lose-is-lost-in-a-mean", "pytorch#55657", TARGETS,
         "                    total, lost = add(total, lost, weight[target] if weighted else float32(1))\n",
         "                    total += weight[target] if weighted else float32(1)\n",
         "cross_entropy", "warp", "zeros/65537x7/smoothing-0.1/mean/tenths-weights", "loss"),
@@ -404,7 +405,7 @@ OPERATIONS = (
     Bug("dilated-windows-missed", "deeplearning4j/nd4j#2518", "kernels/pooling/geometry.py",
         "zip(self.span, self.stride", "zip(self.kernel, self.stride",
         "max_pool2d_backward", "scalar", "ordinary/x2x9x11x3*-d2x3", "dx"),
-    Bug("class-out-of-range-accepted", "R20: pytorch#43840, #49882", LOSS,
+    Bug("class-out-of-range-accepted", "R20: pytorch#43840, #49882", TARGETS,
         "                if target < 0 or target >= classes:", "                if target < 0 or target > classes:",
         "cross_entropy", "warp", "no-class/*", "refused"),
     Bug("bias-correction-of-the-root-left-out", "flashlight#143", UPDATES,
