@@ -112,5 +112,5 @@ def test_a_real_kernel_keeps_its_promises(minidl) -> None:
     except ToolkitError as error:
         pytest.skip(str(error))
     result = minidl("kernel", "compile", "--kernel", "relu_forward_vector", "--arch", "sm_90")
-    assert "relu_forward_vector(uint32, float32)  sm_90" in result.stdout
+    assert re.search(r"^relu_forward_vector\(uint32, float32\) +sm_90 ", result.stdout, re.MULTILINE)
     assert "PROBLEM" not in result.stdout

@@ -235,7 +235,7 @@ def test_processes_end_with_the_one_that_started_them() -> None:
 
 def children_of(parent: int) -> list[int]:
     """Processes that compute; the resource tracker is not one."""
-    command = ["ps", "-o", "pid=,args=", "--ppid", str(parent)]
+    command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(parent)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return [int(line.split()[0]) for line in done.stdout.splitlines() if "spawn_main" in line]
 

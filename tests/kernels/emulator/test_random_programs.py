@@ -69,7 +69,8 @@ class Writer:
         if kind < 2:
             self.add(indent, f"{name} = {self.number()}")
         elif kind == 2:
-            other = self.random.choice(VARIABLES)
+            # Two variables: up to 3.11.2 CPython itself stores `a, a = 1, 2` in the wrong order.
+            other = self.random.choice([one for one in VARIABLES if one != name])
             self.add(indent, f"{name}, {other} = {self.number(1)}, {self.number(1)}")
         elif kind == 3:
             self.add(indent, f"m[{name} % {SIZE}] += {self.number(1)} % 50")

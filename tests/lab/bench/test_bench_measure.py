@@ -117,7 +117,7 @@ def test_a_technique_that_cannot_take_a_shape_is_left_out(monkeypatch) -> None:
     emulator = EmulatorBackend()
     row = bench_on(emulator).operation("relu_forward", shape("relu", n=1, h=3, w=3, c=3), "scalar")
     assert row["problem"] == ""
-    assert emulator._chosen == {}
+    assert emulator.asked_for == {}
 
     def refuse(*args, **options) -> None:
         raise measure_module.TechniqueError("relu_forward", "vector", "of its size", "scalar")
