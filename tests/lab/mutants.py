@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kernel_bugs import Bug
 
 import kernels.launch
 from kernels.emulator import KernelFault
 from kernels.run_emulated import EmulatorRunner
 from minidl.backends import emulated
+from minidl.lab.verify import plan, verify
 
 SOURCES = Path(kernels.launch.__file__).parents[1]
 # What runs kernels, and what the checks know by identity, is not loaded anew.
@@ -27,6 +29,7 @@ MACHINERY = tuple(
         *("intrinsics", "launch", "packed", "run_", "tensor_core"),
     )
 )
+FAULTS = "MissingFence", "DataRace", "UninitialisedRead", "OutOfBounds"  # by which a bug may be caught
 BACKENDS = "minidl.backends.device", "minidl.backends.emulated"
 
 
@@ -87,6 +90,33 @@ def emulator_with(sources: Mapping[str, str], folder: Path) -> Iterator[Any]:
         finally:
             for name in _loaded():
                 del sys.modules[name]
+
+
+def assert_caught(bug: Bug, source: dict[str, str], folder: Path) -> None:
+    """`verify` of the bug's technique names what the bug says: a fault of a kernel, and no other; or a wrong output."""
+    wrong, faults = _verified(source, folder, bug.operation, bug.technique, bug.cases)
+    if bug.caught in FAULTS:
+        assert faults == {bug.caught}
+    else:
+        assert not faults
+        assert bug.caught in wrong
+
+
+def assert_right(folder: Path, operation: str, technique: str, cases: str) -> None:
+    """Without a bug the same machinery finds nothing."""
+    assert _verified({}, folder, operation, technique, cases) == (set(), set())
+
+
+def _verified(
+    source: dict[str, str], folder: Path, operation: str, technique: str, cases: str
+) -> tuple[set[str], set[str]]:
+    """Outputs that are wrong, and faults."""
+    with emulator_with(source, folder) as backend:
+        tasks = [task for task in plan(backend, operation, cases) if task.technique == technique]
+        assert tasks
+        rows = verify(backend, tasks, processes=1)
+        faults = {type(fault).__name__ for fault in backend.run.faults}
+    return {row.output for row in rows if not row.passed and row.ratio > 1}, faults
 
 
 def _loaded() -> list[str]:

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import pytest
 from kernel_bugs import Bug
-from mutants import altered, emulator_with
-
-from minidl.lab.verify import plan, verify
+from mutants import altered, assert_caught, assert_right
 
 PRODUCT, COPIES, FRAGMENTS, EPILOGUE = (
     f"kernels/matmul/tensor_{name}.py" for name in ("product", "copies", "fragments", "epilogue")
@@ -88,21 +86,10 @@ BUGS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("bug", [None, *BUGS], ids=lambda bug: bug.name if bug else "none")
-def test_a_bug_is_caught_and_nothing_else(bug: Bug | None, tmp_path: Path) -> None:
-    source = {bug.file: altered(bug.file, bug.old, bug.new, bug.times)} if bug else {}
-    with emulator_with(source, tmp_path) as backend:
-        operation, cases = (bug.operation, bug.cases) if bug else ("linear_forward", DEEP)
-        tasks = [task for task in plan(backend, operation, cases) if task.technique == TECHNIQUE]
-        assert tasks
-        rows = verify(backend, tasks, processes=1)
-        faults = {type(fault).__name__ for fault in backend.run.faults}
-    wrong = {row.output for row in rows if not row.passed and row.ratio > 1}
-    if bug is None:
-        assert not wrong
-        assert not faults
-    elif bug.caught in ("DataRace", "UninitialisedRead", "OutOfBounds"):
-        assert faults == {bug.caught}
-    else:
-        assert not faults
-        assert bug.caught in wrong
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_a_bug_is_caught_and_nothing_else(bug: Bug, tmp_path: Path) -> None:
+    assert_caught(bug, {bug.file: altered(bug.file, bug.old, bug.new, bug.times)}, tmp_path)
+
+
+def test_without_a_bug_nothing_is_found(tmp_path: Path) -> None:
+    assert_right(tmp_path, "linear_forward", TECHNIQUE, DEEP)
