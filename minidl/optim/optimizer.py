@@ -134,10 +134,11 @@ class Optimizer:
         """Update all parameters that have a gradient, in one launch for all groups that go by the same rule.
 
         Args:
-            numbers: On the device, as `plan` has them. A captured step finds them all there; where any is missing,
-                this step's are uploaded.
+            numbers: On the device, as `plan` has them. A captured step must find them all there; elsewhere this
+                step's are uploaded where any is missing.
 
         Raises:
+            RuntimeError: A captured step misses numbers; nothing is updated.
             ValueError: Parameters were moved to another device, or a state array does not fit; nothing is updated.
         """
         for group, states in zip(self.groups, self.state, strict=True):
@@ -149,7 +150,6 @@ class Optimizer:
                             f"{type(self).__name__}: a group now needs {slot}, which it did not when this optimizer "
                             "was made; make a new one"
                         )
-        self.steps += 1
         # A parameter's own count is what Adam corrects its bias by: they differ where some began later.
         ready = [
             (g, i)
@@ -160,6 +160,7 @@ class Optimizer:
         before = [(g, self.updates[g][i]) for g, i in ready]
         if numbers is None or not all(key in numbers.rows for key in before):
             numbers = self._upload(sorted(set(before)))
+        self.steps += 1
         rules: dict[Any, list[tuple[int, int]]] = {}
         for g, i in ready:
             self.updates[g][i] += 1

@@ -411,6 +411,8 @@ def test_a_captured_step_with_numbers_from_the_host_is_refused() -> None:
     optimizer.step()
     with pytest.raises(RuntimeError, match="numbers came from the host while a graph is captured"):
         emulator.capture(optimizer.step)
+    assert optimizer.steps == 2  # the first, and the one that `capture` makes before it records
+    assert optimizer.updates == [[2]]
 
 
 def test_momentum_that_comes_later_needs_a_new_optimizer(backend) -> None:
