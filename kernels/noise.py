@@ -43,6 +43,7 @@ from kernels.launch import (
     techniques,
 )
 from kernels.random import philox4x32, seed_words, uniform_reference
+from kernels.storage import require_float32
 
 Array = NDArray[Any]
 BLOCKS = 1056  # of the vector technique: eight on each multiprocessor of a large GPU
@@ -254,6 +255,7 @@ def noise_forward(
 
     Raises:
         ShapeError: x and y have different shapes or no channels, or call is not ().
+        TypeError: x or y is not float32; noise is for studies, and not made for what is stored in 16 bits.
         TechniqueError: "vector" is asked for, and cannot take the arrays.
         ValueError: offset, scale or jitter is too small, or not finite.
     """
@@ -299,6 +301,7 @@ def _noise(
     require_shape(operation, "call", call, ())
     channels = int(x.shape[-1])
     moved: dict[str, DeviceArray] = {"x": x, "y": y} if forward else {"dy": x, "dx": y}
+    require_float32(operation, **moved)
     vector = vectors(run, operation, technique, {"channels": channels}, **moved)
     if vector:
         rows = x.size // channels

@@ -13,6 +13,16 @@ def sgd_numbers(lr: float, momentum: float, weight_decay: float) -> NDArray[np.f
     return np.array([lr, momentum, weight_decay])
 
 
+def sgd_still() -> NDArray[np.float64]:
+    """Numbers by which, with a gradient of 0, nothing changes: v = 1 * v, value = value - 0 * v."""
+    return np.array([0.0, 1.0, 0.0])
+
+
+def adam_still() -> NDArray[np.float64]:
+    """The same, of Adam: m1 = 1 * m1, m2 = 1 * m2, value = 1 * value - 0 * m1 / (sqrt(m2) + 1)."""
+    return np.array([0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0])
+
+
 def adam_numbers(
     step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, decoupled: bool
 ) -> NDArray[np.float64]:

@@ -88,6 +88,11 @@ def _scale(value, _grad, first, second, factor):
     return value * factor, first, second
 
 
+@inlined
+def _unscale(value, _grad, first, second, factor):
+    return float32(0) if factor == float32(0) else value * factor, first, second
+
+
 class Rule(NamedTuple):
     """How an element is updated."""
 
@@ -104,6 +109,7 @@ RULES = {
     "adam": Rule(_adam, _read_adam, 4, 15),
     "average": Rule(_average, _read_one, 2, 3),  # `values` are the averages, `grads` what enters them
     "scale": Rule(_scale, _read_one, 1, 1),
+    "unscale": Rule(_unscale, _read_one, 1, 1),
 }
 EXAMPLES = [*((uint32, rule) for rule in RULES), (int64, "adam")]
 

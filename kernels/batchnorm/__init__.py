@@ -1,6 +1,6 @@
 """Batch normalization: statistics of a batch, their use, the gradients and the running estimates.
 
-In the order to read them: reference.py (the definition), split.py (which thread has which rows and channels),
+In the order to read them: reference.py (the definition), split.py (which thread has which rows and channels), held.py,
 merging.py, statistics.py, partial_statistics.py, apply.py, running.py; backward: adding.py, gradient_sums.py,
 masked_sums.py, partial_gradients.py, input_gradient.py, passes.py, backward.py; then what does the same in one launch
 where a batch fits on the chip: residency.py, persistent.py, resident_gradients.py, persistent_backward.py,

@@ -3,7 +3,8 @@
     y = ((x - shift) - delta) * (inv_std * gamma) + beta            one fused multiply-add after two differences
     then max(y, 0) for a ReLU, or max(y + residual, 0) at the end of a residual block
 
-Shapes   x, residual, y (..., c) float32, C-contiguous, taken as (rows, c); all others (c,).
+Shapes   x, residual, y (..., c) of one storage (kernels/storage.py), C-contiguous, taken as (rows, c); all others (c,)
+         float32. y is rounded once, at the end.
 Traffic  x (and residual) once, y once. The rows are visited in the reverse of the order in which the statistics' first
          launch read them, so what it read last comes from L2, and nothing that is still there is driven out first
          (`Split.way_back`). No bit depends on that order.
@@ -15,11 +16,13 @@ from typing import Any
 from numba import cuda, float32, int64, uint32
 
 from kernels.batch_statistics import BatchStatistics
-from kernels.batchnorm.split import AHEAD, BLOCK, Split, loader, require_channels, split, storer
+from kernels.batchnorm.held import held_rows
+from kernels.batchnorm.split import AHEAD, BLOCK, Split, loader, require_channels, split
 from kernels.device import index_type, inlined, positive
 from kernels.errors import same_shape
 from kernels.intrinsics import fma
 from kernels.launch import Array, Cost, Floats, Int64, Launch, Runner, kernel, techniques
+from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage, common_storage
 
 BLOCKS = 2048  # that a grid has if each thread has no more than MOST rows: one or two rounds of a large GPU
 MOST = 16  # rows of a thread: they share what it reads of its channels
@@ -33,16 +36,19 @@ def normalized(x, shift, delta, scale, beta):
     return fma((x - shift) - delta, scale, beta)
 
 
-def _apply(channels: int, affine: bool, relu: bool, index: Any, width: int) -> Launch:
-    parts = Split(channels, width)
+def _apply(channels: int, affine: bool, relu: bool, index: Any, storage: Storage, width: int) -> Launch:
+    parts, size = Split(channels, width), storage.bytes
+    stored: Any = storage.pointer
+    held = held_rows(storage, width)
+    kind, places, take, number, store = held.dtype, held.places, held.load, held.number, held.store
     lanes, depth, group = parts.lanes, parts.depth, AHEAD * parts.depth
-    load, store, loads = loader(width), storer(width), AHEAD * width
+    load, loads = loader(width), AHEAD * places
 
     def apply(
-        x: Floats, shift: Floats, delta: Floats, inv_std: Floats, gamma: Floats, beta: Floats, y: Floats,
+        x: stored, shift: Floats, delta: Floats, inv_std: Floats, gamma: Floats, beta: Floats, y: stored,
         rows: Int64, stretch: Int64, groups: Int64,
     ):  # fmt: skip
-        values = cuda.local.array(loads, float32)
+        values = cuda.local.array(loads, kind)
         result = cuda.local.array(width, float32)
         near = cuda.local.array(width, float32)
         rest = cuda.local.array(width, float32)
@@ -68,11 +74,12 @@ def _apply(channels: int, affine: bool, relu: bool, index: Any, width: int) -> L
                 at = index(first + (groups - 1 - k) * group)
                 for i in range(AHEAD):
                     if at + i * depth < end:
-                        load(x, index((at + i * depth) * channels + channel), values, i * width)
+                        take(x, index((at + i * depth) * channels + channel), values, i * places)
                 for i in range(AHEAD):
                     if at + i * depth < end:
                         for j in range(width):
-                            value = normalized(values[i * width + j], near[j], rest[j], scale[j], offset[j])
+                            value = number(values, i * places, j)
+                            value = normalized(value, near[j], rest[j], scale[j], offset[j])
                             result[j] = positive(value) if relu else value
                         store(y, index((at + i * depth) * channels + channel), result)
 
@@ -80,21 +87,24 @@ def _apply(channels: int, affine: bool, relu: bool, index: Any, width: int) -> L
         apply,
         BLOCK,
         parts.grid_back,
-        lambda rows: Cost(4 * rows * channels + 20 * channels, 4 * rows * channels, 4 * rows * channels),
+        lambda rows: Cost(size * rows * channels + 20 * channels, size * rows * channels, 4 * rows * channels),
     )
 
 
-def _add_relu_apply(channels: int, affine: bool, index: Any, width: int) -> Launch:
-    parts = Split(channels, width)
+def _add_relu_apply(channels: int, affine: bool, index: Any, storage: Storage, width: int) -> Launch:
+    parts, size = Split(channels, width), storage.bytes
+    stored: Any = storage.pointer
+    held = held_rows(storage, width)
+    kind, places, take, number, store = held.dtype, held.places, held.load, held.number, held.store
     lanes, depth, group = parts.lanes, parts.depth, AHEAD * parts.depth
-    load, store, loads = loader(width), storer(width), AHEAD * width
+    load, loads = loader(width), AHEAD * places
 
     def add_relu_apply(
-        x: Floats, residual: Floats, shift: Floats, delta: Floats, inv_std: Floats, gamma: Floats, beta: Floats,
-        y: Floats, rows: Int64, stretch: Int64, groups: Int64,
+        x: stored, residual: stored, shift: Floats, delta: Floats, inv_std: Floats, gamma: Floats, beta: Floats,
+        y: stored, rows: Int64, stretch: Int64, groups: Int64,
     ):  # fmt: skip
-        values = cuda.local.array(loads, float32)
-        others = cuda.local.array(loads, float32)
+        values = cuda.local.array(loads, kind)
+        others = cuda.local.array(loads, kind)
         result = cuda.local.array(width, float32)
         near = cuda.local.array(width, float32)
         rest = cuda.local.array(width, float32)
@@ -120,65 +130,87 @@ def _add_relu_apply(channels: int, affine: bool, index: Any, width: int) -> Laun
                 at = index(first + (groups - 1 - k) * group)
                 for i in range(AHEAD):
                     if at + i * depth < end:
-                        load(x, index((at + i * depth) * channels + channel), values, i * width)
-                        load(residual, index((at + i * depth) * channels + channel), others, i * width)
+                        take(x, index((at + i * depth) * channels + channel), values, i * places)
+                        take(residual, index((at + i * depth) * channels + channel), others, i * places)
                 for i in range(AHEAD):
                     if at + i * depth < end:
                         for j in range(width):
-                            value = normalized(values[i * width + j], near[j], rest[j], scale[j], offset[j])
-                            result[j] = positive(value + others[i * width + j])
+                            value = number(values, i * places, j)
+                            value = normalized(value, near[j], rest[j], scale[j], offset[j])
+                            result[j] = positive(value + number(others, i * places, j))
                         store(y, index((at + i * depth) * channels + channel), result)
 
     return Launch(
         add_relu_apply,
         BLOCK,
         parts.grid_back,
-        lambda rows: Cost(8 * rows * channels + 20 * channels, 4 * rows * channels, 5 * rows * channels),
+        lambda rows: Cost(2 * size * rows * channels + 20 * channels, size * rows * channels, 5 * rows * channels),
     )
 
 
 @kernel(
     traffic="x, shift, delta, inv_std, gamma, beta -> y",
     examples=[
-        (1, True, False, uint32),
-        (17, True, True, uint32),
-        (64, False, True, uint32),
-        (513, False, False, int64),
+        (1, True, False, uint32, FLOAT32),
+        (17, True, True, uint32, FLOAT32),
+        (64, False, True, uint32, FLOAT32),
+        (513, False, False, int64, FLOAT32),
+        (17, True, True, uint32, BFLOAT16),
+        (65, False, False, uint32, FLOAT16),
     ],
 )
-def batchnorm_apply_scalar(channels: int, affine: bool, relu: bool, index: Any) -> Launch:
+def batchnorm_apply_scalar(channels: int, affine: bool, relu: bool, index: Any, storage: Storage) -> Launch:
     """One channel a thread."""
-    return _apply(channels, affine, relu, index, 1)
+    return _apply(channels, affine, relu, index, storage, 1)
 
 
 @kernel(
     traffic="x, shift, delta, inv_std, gamma, beta -> y",
     instructions=("LDG.E.128", "STG.E.128"),
-    examples=[(4, True, False, uint32), (64, True, True, uint32), (512, False, True, int64)],
+    registers=72,
+    examples=[
+        (4, True, False, uint32, FLOAT32),
+        (64, True, True, uint32, FLOAT32),
+        (512, False, True, int64, FLOAT32),
+        (64, True, True, uint32, BFLOAT16),
+        (512, True, True, int64, FLOAT16),
+    ],
 )
-def batchnorm_apply_vector(channels: int, affine: bool, relu: bool, index: Any) -> Launch:
-    """Four channels a thread, moved as 16 bytes: a quarter of the instructions. All arrays aligned to 16."""
-    return _apply(channels, affine, relu, index, 4)
+def batchnorm_apply_vector(channels: int, affine: bool, relu: bool, index: Any, storage: Storage) -> Launch:
+    """As many channels a thread as 16 bytes hold, moved at once: far fewer instructions. All arrays aligned to 16."""
+    return _apply(channels, affine, relu, index, storage, storage.wide)
 
 
 @kernel(
     traffic="x, residual, shift, delta, inv_std, gamma, beta -> y",
-    examples=[(1, True, uint32), (17, False, uint32), (513, True, int64)],
+    examples=[
+        (1, True, uint32, FLOAT32),
+        (17, False, uint32, FLOAT32),
+        (513, True, int64, FLOAT32),
+        (17, True, uint32, BFLOAT16),
+        (65, False, uint32, FLOAT16),
+    ],
 )
-def batchnorm_add_relu_apply_scalar(channels: int, affine: bool, index: Any) -> Launch:
+def batchnorm_add_relu_apply_scalar(channels: int, affine: bool, index: Any, storage: Storage) -> Launch:
     """One channel a thread."""
-    return _add_relu_apply(channels, affine, index, 1)
+    return _add_relu_apply(channels, affine, index, storage, 1)
 
 
 @kernel(
     traffic="x, residual, shift, delta, inv_std, gamma, beta -> y",
     instructions=("LDG.E.128", "STG.E.128"),
-    registers=80,  # eight loads of four floats are under way
-    examples=[(4, True, uint32), (64, True, uint32), (512, False, int64)],
+    registers=96,  # eight loads of 16 bytes are under way
+    examples=[
+        (4, True, uint32, FLOAT32),
+        (64, True, uint32, FLOAT32),
+        (512, False, int64, FLOAT32),
+        (64, True, uint32, BFLOAT16),
+        (512, True, int64, FLOAT16),
+    ],
 )
-def batchnorm_add_relu_apply_vector(channels: int, affine: bool, index: Any) -> Launch:
-    """Four channels a thread. All arrays aligned to 16."""
-    return _add_relu_apply(channels, affine, index, 4)
+def batchnorm_add_relu_apply_vector(channels: int, affine: bool, index: Any, storage: Storage) -> Launch:
+    """As many channels a thread as 16 bytes hold. All arrays aligned to 16."""
+    return _add_relu_apply(channels, affine, index, storage, storage.wide)
 
 
 @techniques("scalar", "vector")
@@ -197,16 +229,18 @@ def batchnorm_apply(
 
     Raises:
         ShapeError: y is not of x's shape, or another array not (c,).
-        TypeError: Only one of gamma and beta is given.
-        TechniqueError: "vector" is asked for, and c is no multiple of 4 or an array starts at no multiple of 16 bytes.
+        TypeError: Only one of gamma and beta is given, images are not of one storage, or another array not float32.
+        TechniqueError: "vector" is asked for, and c is no multiple of 4 (of 8 in 16 bits) or an array starts at no
+            multiple of 16 bytes.
     """
     operation = "batchnorm_apply"
     rows = require_channels(operation, x, **statistics._asdict(), gamma=gamma, beta=beta)
     same_shape(operation, x=x, y=y)
+    storage = common_storage(operation, x=x, y=y)
     affine, parameters = is_affine(operation, gamma, beta, statistics)
-    parts = split(run, operation, technique, x, y=y, **read(statistics), gamma=gamma, beta=beta)
-    factory = batchnorm_apply_vector if parts.width == 4 else batchnorm_apply_scalar
-    chosen = factory(parts.channels, affine, relu, index_type(x.size))
+    parts = split(run, operation, technique, storage, x, y=y, **read(statistics), gamma=gamma, beta=beta)
+    factory = batchnorm_apply_vector if parts.width > 1 else batchnorm_apply_scalar
+    chosen = factory(parts.channels, affine, relu, index_type(x.size), storage)
     run(chosen, x, *mean_and_scale(statistics), *parameters, y, rows, *parts.way_back(rows, BLOCKS, MOST))
 
 
@@ -226,10 +260,12 @@ def batchnorm_add_relu_apply(
     operation = "batchnorm_add_relu_apply"
     rows = require_channels(operation, x, **statistics._asdict(), gamma=gamma, beta=beta)
     same_shape(operation, x=x, residual=residual, y=y)
+    storage = common_storage(operation, x=x, residual=residual, y=y)
     affine, parameters = is_affine(operation, gamma, beta, statistics)
-    parts = split(run, operation, technique, x, residual=residual, y=y, **read(statistics), gamma=gamma, beta=beta)
-    factory = batchnorm_add_relu_apply_vector if parts.width == 4 else batchnorm_add_relu_apply_scalar
-    chosen = factory(parts.channels, affine, index_type(x.size))
+    others = {"residual": residual, "y": y, **read(statistics), "gamma": gamma, "beta": beta}
+    parts = split(run, operation, technique, storage, x, **others)
+    factory = batchnorm_add_relu_apply_vector if parts.width > 1 else batchnorm_add_relu_apply_scalar
+    chosen = factory(parts.channels, affine, index_type(x.size), storage)
     run(chosen, x, residual, *mean_and_scale(statistics), *parameters, y, rows, *parts.way_back(rows, BLOCKS, MOST))
 
 

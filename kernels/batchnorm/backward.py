@@ -13,7 +13,9 @@ A ReLU's mask is computed again from x, which is read anyway. At the end of a re
 residual too, so the mask is taken from y; the first launch then writes dresidual = g, and the last reads that in the
 place of dy and y.
 
-Shapes   x, y, dy, dx, dresidual (..., c) float32, C-contiguous, taken as (rows, c); all others (c,).
+Shapes   x, y, dy, dx, dresidual (..., c) of one storage (kernels/storage.py), C-contiguous, taken as (rows, c); all
+         others (c,) float32. Sums are of the numbers as they are stored. A mask is taken as forward saw it: from its
+         float32 result where x gives it, before that was rounded; from y where a residual was added, after.
 Traffic  x and dy twice, dx once; with a residual x twice, dy and y once, dresidual written once and read once, dx once.
          Through fixed statistics without gamma and beta: dy once (and x once for a ReLU's mask), dx once. The last
          launch visits the rows in the reverse of the first one's order, so what that read last comes from L2
@@ -40,6 +42,7 @@ from kernels.choice import Option, choose
 from kernels.device import index_type
 from kernels.errors import same_shape
 from kernels.launch import Array, Runner, blocks_for, techniques
+from kernels.storage import common_storage, storage_of
 
 
 @techniques("scalar", "vector", "persistent")
@@ -65,14 +68,15 @@ def batchnorm_backward(
 
     Raises:
         ShapeError: dy and dx are not of x's shape, or another array not (c,).
-        TypeError: Only one of gamma and beta is given.
-        TechniqueError: "persistent" is asked for, and x and dy do not fit; or "vector", and c is no multiple of 4 or an
-            array starts at no multiple of 16 bytes.
+        TypeError: Only one of gamma and beta is given, images are not of one storage, or another array not float32.
+        TechniqueError: "persistent" is asked for, and x and dy do not fit; or "vector", and c is no multiple of 4 (of 8
+            in 16 bits) or an array starts at no multiple of 16 bytes.
     """
     operation = "batchnorm_backward"
     channels = {"gamma": gamma, "beta": beta, "dgamma": dgamma, "dbeta": dbeta}
     rows = require_channels(operation, x, **statistics._asdict(), **channels)
     same_shape(operation, x=x, dy=dy, dx=dx)
+    storage = common_storage(operation, x=x, dy=dy, dx=dx)
     affine, parameters = is_affine(operation, gamma, beta, statistics)
     wants_sums = training or dgamma is not None or dbeta is not None
     others = {"dy": dy, "dx": dx, **read(statistics), "gamma": gamma, "beta": beta}
@@ -83,9 +87,9 @@ def batchnorm_backward(
             gradients, modes = (dx, dgamma, dbeta), (affine, training, relu)
             _launch_persistent(run, found, x, dy, statistics, parameters, gradients, modes)
             return
-        parts = Split(int(x.shape[-1]), 4 if chosen == "vector" else 1)
+        parts = Split(int(x.shape[-1]), storage.wide if chosen == "vector" else 1)
     else:  # without sums nothing is read twice, so there is nothing to hold
-        parts = split(run, operation, None if technique == "persistent" else technique, x, **others)
+        parts = split(run, operation, None if technique == "persistent" else technique, storage, x, **others)
     subtracted = statistics.inv_std, statistics.inv_std  # not read
     if wants_sums:
         sums = _sums(run, parts, dgamma, dbeta)
@@ -117,11 +121,12 @@ def batchnorm_add_relu_backward(
 
     Raises:
         ShapeError: y, dy, dx and dresidual are not of x's shape, or another array not (c,).
-        TechniqueError: As `batchnorm_backward`.
+        TypeError, TechniqueError: As `batchnorm_backward`.
     """
     operation = "batchnorm_add_relu_backward"
     rows = require_channels(operation, x, **statistics._asdict(), gamma=gamma, dgamma=dgamma, dbeta=dbeta)
     same_shape(operation, x=x, y=y, dy=dy, dx=dx, dresidual=dresidual)
+    storage = common_storage(operation, x=x, y=y, dy=dy, dx=dx, dresidual=dresidual)
     affine, parameters = is_affine(operation, gamma, gamma, statistics)  # beta is in y; here it is not read
     arrays = {"y": y, "dy": dy, "dx": dx, "dresidual": dresidual, **read(statistics), "gamma": gamma}
     if rows and (technique == "persistent" or (technique is None and numbers(run) is not None)):
@@ -132,9 +137,9 @@ def batchnorm_add_relu_backward(
                 run, found, x, y, dy, statistics, parameters[0], dresidual, (dx, dgamma, dbeta), (affine, training)
             )
             return
-        parts = Split(int(x.shape[-1]), 4 if chosen == "vector" else 1)
+        parts = Split(int(x.shape[-1]), storage.wide if chosen == "vector" else 1)
     else:  # without rows there is nothing to hold
-        parts = split(run, operation, None if technique == "persistent" else technique, x, **arrays)
+        parts = split(run, operation, None if technique == "persistent" else technique, storage, x, **arrays)
     sums = _sums(run, parts, dgamma, dbeta)
     mask_and_sum_gradients(run, parts, x, y, dy, statistics, dresidual, sums)
     subtracted = sums.mean_g, sums.slope
@@ -151,10 +156,11 @@ def _choose(
     arrays: dict[str, Array | None],
 ) -> tuple[str, Residency | None]:
     """The technique, and where to keep what of x and another tensor if that is "persistent"; `held` names them."""
-    found = resident(run, x, *aligned, tensors=2)
+    storage = storage_of(x)
+    found = resident(run, storage, x, *aligned, tensors=2)
     options: tuple[Option, ...] = (
         ("persistent", found is not None, lambda: why_resident(run, x, found, held)),
-        ("vector", x.shape[-1] % 4 == 0 and wide(x, *aligned), ""),
+        ("vector", x.shape[-1] % storage.wide == 0 and wide(x, *aligned), ""),
         ("scalar", True, ""),
     )
     chosen = choose(run, operation, technique, options, x=x, **arrays)
@@ -178,8 +184,8 @@ def _launch_persistent(
 ) -> None:
     parts, kept, span = found
     rows, channels = x.size // parts.channels, parts.channels
-    factory = batchnorm_backward_persistent_vector if parts.width == 4 else batchnorm_backward_persistent_scalar
-    chosen = factory(channels, *options, kept, index_type(x.size))
+    factory = batchnorm_backward_persistent_vector if parts.width > 1 else batchnorm_backward_persistent_scalar
+    chosen = factory(channels, *options, kept, index_type(x.size), storage_of(x))
     dx, dgamma, dbeta = gradients
     dgamma, dbeta = (run.empty((channels,)) if array is None else array for array in (dgamma, dbeta))
     arrays = x, dy, *mean_and_scale(statistics), *parameters, dgamma, dbeta, dx
@@ -200,9 +206,9 @@ def _launch_residual(
 ) -> None:
     parts, kept, span = found
     rows, channels = x.size // parts.channels, parts.channels
-    vector = parts.width == 4
+    vector = parts.width > 1
     factory = batchnorm_add_relu_backward_persistent_vector if vector else batchnorm_add_relu_backward_persistent_scalar
-    chosen = factory(channels, *options, kept, index_type(x.size))
+    chosen = factory(channels, *options, kept, index_type(x.size), storage_of(x))
     dx, dgamma, dbeta = gradients
     dgamma, dbeta = (run.empty((channels,)) if array is None else array for array in (dgamma, dbeta))
     arrays = x, y, dy, *mean_and_scale(statistics), gamma, dresidual, dgamma, dbeta, dx

@@ -14,24 +14,29 @@ from numba import cuda, float32, int64, uint32
 from kernels.activation import passed
 from kernels.batchnorm.adding import block_adder
 from kernels.batchnorm.apply import normalized
+from kernels.batchnorm.held import held_rows
 from kernels.batchnorm.split import AHEAD, BLOCK, CHUNK, Split, loader, storer
 from kernels.launch import Cost, Floats, Int64, Launch, blocks_for, kernel
+from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage
 
 
-def _sum_gradients(channels: int, affine: bool, relu: bool, index: Any, width: int) -> Launch:
+def _sum_gradients(channels: int, affine: bool, relu: bool, index: Any, storage: Storage, width: int) -> Launch:
+    stored: Any = storage.pointer
+    held = held_rows(storage, width)
+    kind, places, take, number = held.dtype, held.places, held.load, held.number
     parts = Split(channels, width)
     lanes, depth, across = parts.lanes, parts.depth, parts.across
     load, store, add_block = loader(width), storer(width), block_adder(width, lanes, depth)
-    size, loads = width * BLOCK, AHEAD * width
+    size, loads, bytes_each = width * BLOCK, AHEAD * places, storage.bytes
 
     def sum_gradients(
-        x: Floats, dy: Floats, shift: Floats, delta: Floats, inv_std: Floats, gamma: Floats, beta: Floats,
+        x: stored, dy: stored, shift: Floats, delta: Floats, inv_std: Floats, gamma: Floats, beta: Floats,
         partial: Floats, rows: Int64, span: Int64,
     ):  # fmt: skip
         sums = cuda.shared.array(size, float32)
         products = cuda.shared.array(size, float32)
-        values = cuda.local.array(loads, float32)
-        gradients = cuda.local.array(loads, float32)
+        values = cuda.local.array(loads, kind)
+        gradients = cuda.local.array(loads, kind)
         near = cuda.local.array(width, float32)
         rest = cuda.local.array(width, float32)
         scale = cuda.local.array(width, float32)
@@ -66,12 +71,12 @@ def _sum_gradients(channels: int, affine: bool, relu: bool, index: Any, width: i
                 while at < stop:
                     for i in range(AHEAD):
                         if at + i * depth < stop:
-                            load(x, index((at + i * depth) * channels + channel), values, i * width)
-                            load(dy, index((at + i * depth) * channels + channel), gradients, i * width)
+                            take(x, index((at + i * depth) * channels + channel), values, i * places)
+                            take(dy, index((at + i * depth) * channels + channel), gradients, i * places)
                     for i in range(AHEAD):
                         if at + i * depth < stop:
                             for j in range(width):
-                                value, g = values[i * width + j], gradients[i * width + j]
+                                value, g = number(values, i * places, j), number(gradients, i * places, j)
                                 if relu:
                                     g = passed(g, normalized(value, near[j], rest[j], scale[j], offset[j]))
                                 chunk_sum[j] += g
@@ -95,7 +100,7 @@ def _sum_gradients(channels: int, affine: bool, relu: bool, index: Any, width: i
         BLOCK,
         lambda rows, span: (blocks_for(rows, span), across),
         lambda rows, span: Cost(
-            8 * rows * channels + 20 * channels, 8 * blocks_for(rows, span) * channels, 5 * rows * channels
+            2 * bytes_each * rows * channels + 20 * channels, 8 * blocks_for(rows, span) * channels, 5 * rows * channels
         ),
     )
 
@@ -103,23 +108,32 @@ def _sum_gradients(channels: int, affine: bool, relu: bool, index: Any, width: i
 @kernel(
     traffic="x, dy, shift, delta, inv_std, gamma, beta -> partial",
     examples=[
-        (1, True, False, uint32),
-        (17, True, True, uint32),
-        (64, False, True, uint32),
-        (513, False, False, int64),
+        (1, True, False, uint32, FLOAT32),
+        (17, True, True, uint32, FLOAT32),
+        (64, False, True, uint32, FLOAT32),
+        (513, False, False, int64, FLOAT32),
+        (17, True, True, uint32, BFLOAT16),
+        (65, False, False, uint32, FLOAT16),
     ],
 )
-def batchnorm_sum_gradients_scalar(channels: int, affine: bool, relu: bool, index: Any) -> Launch:
+def batchnorm_sum_gradients_scalar(channels: int, affine: bool, relu: bool, index: Any, storage: Storage) -> Launch:
     """Sums of g and g * centred over each block's rows, partial (2, blocks, c); one channel a thread."""
-    return _sum_gradients(channels, affine, relu, index, 1)
+    return _sum_gradients(channels, affine, relu, index, storage, 1)
 
 
 @kernel(
     traffic="x, dy, shift, delta, inv_std, gamma, beta -> partial",
     instructions=("LDG.E.128", "STG.E.128"),
-    registers=96,  # eight loads of four floats are under way
-    examples=[(4, True, False, uint32), (64, True, True, uint32), (512, False, True, int64)],
+    registers=128,  # eight loads of 16 bytes are under way; in float32 at most 96
+    examples=[
+        (4, True, False, uint32, FLOAT32),
+        (64, True, True, uint32, FLOAT32),
+        (512, False, True, int64, FLOAT32),
+        (64, True, True, uint32, BFLOAT16),
+        (64, True, False, uint32, BFLOAT16),
+        (512, True, True, int64, FLOAT16),
+    ],
 )
-def batchnorm_sum_gradients_vector(channels: int, affine: bool, relu: bool, index: Any) -> Launch:
-    """The same with four channels a thread, read as 16 bytes. All arrays aligned to 16."""
-    return _sum_gradients(channels, affine, relu, index, 4)
+def batchnorm_sum_gradients_vector(channels: int, affine: bool, relu: bool, index: Any, storage: Storage) -> Launch:
+    """The same with as many channels a thread as 16 bytes hold. All arrays aligned to 16."""
+    return _sum_gradients(channels, affine, relu, index, storage, storage.wide)

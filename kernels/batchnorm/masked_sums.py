@@ -11,25 +11,30 @@ from numba import cuda, float32, int64, uint32
 
 from kernels.activation import passed
 from kernels.batchnorm.adding import block_adder
+from kernels.batchnorm.held import held_rows
 from kernels.batchnorm.split import AHEAD, BLOCK, CHUNK, Split, loader, storer
 from kernels.launch import Cost, Floats, Int64, Launch, blocks_for, kernel
+from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage
 
 
-def _mask_and_sum_gradients(channels: int, index: Any, width: int) -> Launch:
+def _mask_and_sum_gradients(channels: int, index: Any, storage: Storage, width: int) -> Launch:
+    stored: Any = storage.pointer
+    held = held_rows(storage, width)
+    kind, places, take, number, store = held.dtype, held.places, held.load, held.number, held.store
     parts = Split(channels, width)
     lanes, depth, across = parts.lanes, parts.depth, parts.across
-    load, store, add_block = loader(width), storer(width), block_adder(width, lanes, depth)
-    size, loads = width * BLOCK, AHEAD * width
+    load, store_sums, add_block = loader(width), storer(width), block_adder(width, lanes, depth)
+    size, loads, bytes_each = width * BLOCK, AHEAD * places, storage.bytes
 
     def mask_and_sum_gradients(
-        x: Floats, y: Floats, dy: Floats, shift: Floats, delta: Floats, dresidual: Floats, partial: Floats,
+        x: stored, y: stored, dy: stored, shift: Floats, delta: Floats, dresidual: stored, partial: Floats,
         rows: Int64, span: Int64,
     ):  # fmt: skip
         sums = cuda.shared.array(size, float32)
         products = cuda.shared.array(size, float32)
-        values = cuda.local.array(loads, float32)
-        outputs = cuda.local.array(loads, float32)
-        gradients = cuda.local.array(loads, float32)
+        values = cuda.local.array(loads, kind)
+        outputs = cuda.local.array(loads, kind)
+        gradients = cuda.local.array(loads, kind)
         masked = cuda.local.array(width, float32)
         near = cuda.local.array(width, float32)
         rest = cuda.local.array(width, float32)
@@ -54,16 +59,16 @@ def _mask_and_sum_gradients(channels: int, index: Any, width: int) -> Launch:
                 while at < stop:
                     for i in range(AHEAD):
                         if at + i * depth < stop:
-                            load(x, index((at + i * depth) * channels + channel), values, i * width)
-                            load(y, index((at + i * depth) * channels + channel), outputs, i * width)
-                            load(dy, index((at + i * depth) * channels + channel), gradients, i * width)
+                            take(x, index((at + i * depth) * channels + channel), values, i * places)
+                            take(y, index((at + i * depth) * channels + channel), outputs, i * places)
+                            take(dy, index((at + i * depth) * channels + channel), gradients, i * places)
                     for i in range(AHEAD):
                         if at + i * depth < stop:
                             for j in range(width):
-                                g = passed(gradients[i * width + j], outputs[i * width + j])
+                                g = passed(number(gradients, i * places, j), number(outputs, i * places, j))
                                 masked[j] = g
                                 chunk_sum[j] += g
-                                chunk_product[j] += g * ((values[i * width + j] - near[j]) - rest[j])
+                                chunk_product[j] += g * ((number(values, i * places, j) - near[j]) - rest[j])
                             store(dresidual, index((at + i * depth) * channels + channel), masked)
                     at = index(at + AHEAD * depth)
                 for j in range(width):
@@ -76,33 +81,48 @@ def _mask_and_sum_gradients(channels: int, index: Any, width: int) -> Launch:
             for j in range(width):
                 chunk_sum[j] = sums[j * BLOCK + thread]
                 chunk_product[j] = products[j * BLOCK + thread]
-            store(partial, index(place), chunk_sum)
-            store(partial, index(cuda.gridDim.x * channels + place), chunk_product)
+            store_sums(partial, index(place), chunk_sum)
+            store_sums(partial, index(cuda.gridDim.x * channels + place), chunk_product)
 
     return Launch(
         mask_and_sum_gradients,
         BLOCK,
         lambda rows, span: (blocks_for(rows, span), across),
         lambda rows, span: Cost(
-            12 * rows * channels + 8 * channels,
-            4 * rows * channels + 8 * blocks_for(rows, span) * channels,
+            3 * bytes_each * rows * channels + 8 * channels,
+            bytes_each * rows * channels + 8 * blocks_for(rows, span) * channels,
             5 * rows * channels,
         ),
     )
 
 
-@kernel(traffic="x, y, dy, shift, delta -> dresidual, partial", examples=[(1, uint32), (17, uint32), (513, int64)])
-def batchnorm_mask_and_sum_gradients_scalar(channels: int, index: Any) -> Launch:
+@kernel(
+    traffic="x, y, dy, shift, delta -> dresidual, partial",
+    examples=[
+        (1, uint32, FLOAT32),
+        (17, uint32, FLOAT32),
+        (513, int64, FLOAT32),
+        (17, uint32, BFLOAT16),
+        (65, uint32, FLOAT16),
+    ],
+)
+def batchnorm_mask_and_sum_gradients_scalar(channels: int, index: Any, storage: Storage) -> Launch:
     """Sums of g and g * centred over each block's rows, partial (2, blocks, c); dresidual = g. One channel a thread."""
-    return _mask_and_sum_gradients(channels, index, 1)
+    return _mask_and_sum_gradients(channels, index, storage, 1)
 
 
 @kernel(
     traffic="x, y, dy, shift, delta -> dresidual, partial",
     instructions=("LDG.E.128", "STG.E.128"),
-    registers=112,  # twelve loads of four floats are under way
-    examples=[(4, uint32), (64, uint32), (512, int64)],
+    registers=128,  # twelve loads of 16 bytes are under way; in float32 at most 112
+    examples=[
+        (4, uint32, FLOAT32),
+        (64, uint32, FLOAT32),
+        (512, int64, FLOAT32),
+        (64, uint32, BFLOAT16),
+        (512, int64, FLOAT16),
+    ],
 )
-def batchnorm_mask_and_sum_gradients_vector(channels: int, index: Any) -> Launch:
-    """The same with four channels a thread. All arrays aligned to 16."""
-    return _mask_and_sum_gradients(channels, index, 4)
+def batchnorm_mask_and_sum_gradients_vector(channels: int, index: Any, storage: Storage) -> Launch:
+    """The same with as many channels a thread as 16 bytes hold. All arrays aligned to 16."""
+    return _mask_and_sum_gradients(channels, index, storage, storage.wide)

@@ -5,7 +5,8 @@ registers, the others by cp.async into shared memory. It sums them as statistics
 own, the threads as a tree) and stores what it found. After a barrier of the grid every block
 merges what all have found of its channels, in the same order as all others, and normalizes what it holds.
 
-Shapes   x, residual, y (..., c) float32, C-contiguous, taken as (rows, c); all others (c,).
+Shapes   x, residual, y (..., c) of one storage (kernels/storage.py), C-contiguous, taken as (rows, c); all others (c,)
+         float32. What is on the chip is as it is stored: in 16 bits twice as much.
 Traffic  x (and residual) once, y once; and partial sums: three numbers a channel for each block, read by each block of
          that channel. Two tensor passes where statistics and apply take three.
 Order    Of the sums: by the shape and the number of multiprocessors. Same GPU, same bits.
@@ -19,25 +20,26 @@ from numba import cuda, float32, int64, uint32
 
 from kernels.batch_statistics import BatchStatistics
 from kernels.batchnorm.apply import batchnorm_add_relu_apply, batchnorm_apply, is_affine, normalized
+from kernels.batchnorm.held import held_rows
 from kernels.batchnorm.merging import blocks_merger, finite, first_shift, partial_merger, two_sum
 from kernels.batchnorm.residency import (
     HELD,
-    copier,
+    kept_bytes,
     line_split,
     numbers,
     resident,
     room,
-    shared_floats,
+    rows_at_once,
     sharer,
     why_resident,
 )
-from kernels.batchnorm.split import AHEAD, BLOCK, loader, require_channels, storer
+from kernels.batchnorm.split import AHEAD, BLOCK, loader, require_channels
 from kernels.batchnorm.statistics import batchnorm_statistics
 from kernels.choice import Option, choose
-from kernels.device import index_type, positive
+from kernels.device import index_type, inlined, positive
 from kernels.errors import ShapeError, same_shape
 from kernels.grid_barrier import grid_barrier
-from kernels.intrinsics import cp_async_commit, cp_async_wait, fma, shared_address
+from kernels.intrinsics import cp_async_commit, cp_async_wait, fma
 from kernels.launch import (
     Array,
     Cost,
@@ -51,24 +53,67 @@ from kernels.launch import (
     kernel,
     techniques,
 )
+from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage, common_storage
 
 IN_REGISTERS = HELD[1]
 
 
-def _forward(channels: int, affine: bool, relu: bool, add: bool, kept: int, index: Any, width: int) -> Launch:
+def _forward(
+    channels: int, affine: bool, relu: bool, add: bool, kept: int, index: Any, storage: Storage, width: int
+) -> Launch:
+    stored: Any = storage.pointer
+    form = held_rows(storage, width)
+    kind, places, take, number = form.dtype, form.places, form.load, form.number
     parts = line_split(channels, width)
     lanes, depth, across = parts.lanes, parts.depth, parts.across
-    load, store, copy, kept_memory, share = loader(width), storer(width), copier(width), room(kept), sharer(parts)
+    load, store, copy, kept_memory, share = loader(width), form.store, form.copy, room(kept, storage), sharer(parts)
     merge_and_store = partial_merger(parts, index)
     line = lanes * width  # channels of a block
     merge_blocks = blocks_merger(line, BLOCK // line)
-    size, slots, ahead = width * BLOCK, IN_REGISTERS * width, AHEAD * width
-    groups, step = IN_REGISTERS // AHEAD, depth * channels
-    reads = 8 if add else 4
+    size, slots, ahead = width * BLOCK, IN_REGISTERS * places, AHEAD * places
+    once, step = rows_at_once(IN_REGISTERS, width), depth * channels
+    groups, several = once // AHEAD, once < IN_REGISTERS
+    bytes_each = storage.bytes
+    reads = 2 * bytes_each if add else bytes_each
+
+    @inlined
+    def sum_held(first, mine, held, near, rest, scale, offset, group_sum, group_square):
+        for k in range(groups):
+            for j in range(width):
+                group_sum[j] = float32(0)
+                group_square[j] = float32(0)
+            for i in range(AHEAD):
+                if first + k * AHEAD + i < mine:
+                    for j in range(width):
+                        difference = number(held, (first + k * AHEAD + i) * places, j) - near[j]
+                        group_sum[j] += difference
+                        group_square[j] = fma(difference, difference, group_square[j])
+            for j in range(width):
+                rest[j] += group_sum[j]
+                square, lost = two_sum(scale[j], group_square[j])
+                scale[j] = square
+                offset[j] += lost
+
+    @inlined
+    def use_held(first, mine, at, residual, y, held, values, near, rest, scale, offset, result):
+        for k in range(groups):
+            if add:
+                for i in range(AHEAD):
+                    if first + k * AHEAD + i < mine:
+                        take(residual, index(at + (first + k * AHEAD + i) * step), values, i * places)
+            for i in range(AHEAD):
+                if first + k * AHEAD + i < mine:
+                    for j in range(width):
+                        value = number(held, (first + k * AHEAD + i) * places, j)
+                        value = normalized(value, near[j], rest[j], scale[j], offset[j])
+                        if add:
+                            value += number(values, i * places, j)
+                        result[j] = positive(value) if relu else value
+                    store(y, index(at + (first + k * AHEAD + i) * step), result)
 
     def forward(
-        x: Floats, residual: Floats, gamma: Floats, beta: Floats, shift: Floats, delta: Floats, var: Floats,
-        inv_std: Floats, y: Floats, partial: Floats, state: UInt32s, rows: Int64, span: Int64, eps: Float,
+        x: stored, residual: stored, gamma: Floats, beta: Floats, shift: Floats, delta: Floats, var: Floats,
+        inv_std: Floats, y: stored, partial: Floats, state: UInt32s, rows: Int64, span: Int64, eps: Float,
     ):  # fmt: skip
         counts = cuda.shared.array(BLOCK, float32)
         shifts = cuda.shared.array(size, float32)
@@ -76,8 +121,9 @@ def _forward(channels: int, affine: bool, relu: bool, add: bool, kept: int, inde
         squares = cuda.shared.array(size, float32)
         rests = cuda.shared.array(size, float32)
         beyond = kept_memory(shifts)
-        held = cuda.local.array(slots, float32)
-        values = cuda.local.array(ahead, float32)
+        held = cuda.local.array(slots, kind)
+        values = cuda.local.array(ahead, kind)
+        one = cuda.local.array(places, kind)
         result = cuda.local.array(width, float32)
         near = cuda.local.array(width, float32)
         rest = cuda.local.array(width, float32)
@@ -90,9 +136,9 @@ def _forward(channels: int, affine: bool, relu: bool, add: bool, kept: int, inde
 
         for i in range(IN_REGISTERS):
             if i < mine:
-                load(x, index(at + i * step), held, i * width)
+                take(x, index(at + i * step), held, i * places)
         for k in range(IN_REGISTERS, mine):
-            copy(shared_address(beyond, (k - IN_REGISTERS) * size + thread * width), x, index(at + k * step))
+            copy(beyond, (k - IN_REGISTERS) * size + thread * width, x, index(at + k * step))
         cp_async_commit()
 
         for j in range(width):
@@ -102,36 +148,28 @@ def _forward(channels: int, affine: bool, relu: bool, add: bool, kept: int, inde
             offset[j] = float32(0)
         if mine > 0:
             for j in range(width):
-                near[j] = held[j] if finite(held[j]) else float32(0)
+                a = number(held, 0, j)
+                near[j] = a if finite(a) else float32(0)
                 if mine >= AHEAD:
-                    near[j] = first_shift(held[j], held[width + j], held[2 * width + j], held[3 * width + j])
-            for k in range(groups):
-                for j in range(width):
-                    group_sum[j] = float32(0)
-                    group_square[j] = float32(0)
-                for i in range(AHEAD):
-                    if k * AHEAD + i < mine:
-                        for j in range(width):
-                            difference = held[(k * AHEAD + i) * width + j] - near[j]
-                            group_sum[j] += difference
-                            group_square[j] = fma(difference, difference, group_square[j])
-                for j in range(width):
-                    rest[j] += group_sum[j]
-                    square, lost = two_sum(scale[j], group_square[j])
-                    scale[j] = square
-                    offset[j] += lost
+                    b, c, d = number(held, places, j), number(held, 2 * places, j), number(held, 3 * places, j)
+                    near[j] = first_shift(a, b, c, d)
+            sum_held(0, mine, held, near, rest, scale, offset, group_sum, group_square)
+            if several:
+                sum_held(once, mine, held, near, rest, scale, offset, group_sum, group_square)
+                sum_held(2 * once, mine, held, near, rest, scale, offset, group_sum, group_square)
+                sum_held(3 * once, mine, held, near, rest, scale, offset, group_sum, group_square)
         cp_async_wait(0)
         for k in range(IN_REGISTERS, mine, AHEAD):
             for i in range(AHEAD):
                 if k + i < mine:
-                    load(beyond, (k + i - IN_REGISTERS) * size + thread * width, values, i * width)
+                    take(beyond, (k + i - IN_REGISTERS) * size + thread * width, values, i * places)
             for j in range(width):
                 group_sum[j] = float32(0)
                 group_square[j] = float32(0)
             for i in range(AHEAD):
                 if k + i < mine:
                     for j in range(width):
-                        difference = values[i * width + j] - near[j]
+                        difference = number(values, i * places, j) - near[j]
                         group_sum[j] += difference
                         group_square[j] = fma(difference, difference, group_square[j])
             for j in range(width):
@@ -175,32 +213,23 @@ def _forward(channels: int, affine: bool, relu: bool, add: bool, kept: int, inde
                 for j in range(width):
                     scale[j] *= offset[j]
                 load(beta, channel, offset, 0)
-            for k in range(groups):
-                if add:
-                    for i in range(AHEAD):
-                        if k * AHEAD + i < mine:
-                            load(residual, index(at + (k * AHEAD + i) * step), values, i * width)
-                for i in range(AHEAD):
-                    if k * AHEAD + i < mine:
-                        for j in range(width):
-                            value = held[(k * AHEAD + i) * width + j]
-                            value = normalized(value, near[j], rest[j], scale[j], offset[j])
-                            if add:
-                                value += values[i * width + j]
-                            result[j] = positive(value) if relu else value
-                        store(y, index(at + (k * AHEAD + i) * step), result)
+            use_held(0, mine, at, residual, y, held, values, near, rest, scale, offset, result)
+            if several:
+                use_held(once, mine, at, residual, y, held, values, near, rest, scale, offset, result)
+                use_held(2 * once, mine, at, residual, y, held, values, near, rest, scale, offset, result)
+                use_held(3 * once, mine, at, residual, y, held, values, near, rest, scale, offset, result)
             for k in range(IN_REGISTERS, mine, AHEAD):
                 if add:
                     for i in range(AHEAD):
                         if k + i < mine:
-                            load(residual, index(at + (k + i) * step), values, i * width)
+                            take(residual, index(at + (k + i) * step), values, i * places)
                 for i in range(AHEAD):
                     if k + i < mine:
-                        load(beyond, (k + i - IN_REGISTERS) * size + thread * width, result, 0)
+                        take(beyond, (k + i - IN_REGISTERS) * size + thread * width, one, 0)
                         for j in range(width):
-                            value = normalized(result[j], near[j], rest[j], scale[j], offset[j])
+                            value = normalized(number(one, 0, j), near[j], rest[j], scale[j], offset[j])
                             if add:
-                                value += values[i * width + j]
+                                value += number(values, i * places, j)
                             result[j] = positive(value) if relu else value
                         store(y, index(at + (k + i) * step), result)
 
@@ -210,10 +239,10 @@ def _forward(channels: int, affine: bool, relu: bool, add: bool, kept: int, inde
         lambda rows, span: (blocks_for(rows, span), across),
         lambda rows, span: Cost(
             reads * rows * channels + (8 + 12 * blocks_for(rows, span)) * channels,
-            4 * rows * channels + (16 + 12 * blocks_for(rows, span)) * channels,
+            bytes_each * rows * channels + (16 + 12 * blocks_for(rows, span)) * channels,
             8 * rows * channels,
         ),
-        shared_bytes=4 * shared_floats(width, kept, 1),
+        shared_bytes=kept_bytes(width, kept, 1, storage),
         cooperative=True,
     )
 
@@ -225,17 +254,19 @@ _TRAFFIC = "x, residual, gamma, beta, partial, state -> shift, delta, var, inv_s
     traffic=_TRAFFIC,
     registers=128,
     examples=[
-        (1, True, False, False, 0, uint32),
-        (17, True, True, True, 8, uint32),
-        (64, False, True, False, 8, uint32),
-        (513, False, False, False, 8, int64),
+        (1, True, False, False, 0, uint32, FLOAT32),
+        (17, True, True, True, 8, uint32, FLOAT32),
+        (64, False, True, False, 8, uint32, FLOAT32),
+        (513, False, False, False, 8, int64, FLOAT32),
+        (17, True, True, True, 8, uint32, BFLOAT16),
+        (65, False, False, False, 0, uint32, FLOAT16),
     ],
 )
 def batchnorm_forward_persistent_scalar(
-    channels: int, affine: bool, relu: bool, add: bool, kept: int, index: Any
+    channels: int, affine: bool, relu: bool, add: bool, kept: int, index: Any, storage: Storage
 ) -> Launch:
     """One channel a thread; `kept` rows of each thread in shared memory, the others in registers."""
-    return _forward(channels, affine, relu, add, kept, index, 1)
+    return _forward(channels, affine, relu, add, kept, index, storage, 1)
 
 
 @kernel(
@@ -243,17 +274,20 @@ def batchnorm_forward_persistent_scalar(
     instructions=("LDG.E.128", "STG.E.128", "LDGSTS.E", "LDG.E.STRONG.GPU"),
     registers=255,  # 32 loads of four floats are under way, and stay
     examples=[
-        (4, True, False, False, 0, uint32),
-        (64, True, True, False, 32, uint32),
-        (64, True, True, True, 32, uint32),
-        (512, False, True, False, 32, int64),
+        (4, True, False, False, 0, uint32, FLOAT32),
+        (64, True, True, False, 32, uint32, FLOAT32),
+        (64, True, True, True, 32, uint32, FLOAT32),
+        (512, False, True, False, 32, int64, FLOAT32),
+        (8, True, False, False, 0, uint32, BFLOAT16),
+        (64, True, True, True, 32, uint32, BFLOAT16),
+        (512, True, True, True, 32, int64, FLOAT16),
     ],
 )
 def batchnorm_forward_persistent_vector(
-    channels: int, affine: bool, relu: bool, add: bool, kept: int, index: Any
+    channels: int, affine: bool, relu: bool, add: bool, kept: int, index: Any, storage: Storage
 ) -> Launch:
-    """The same with four channels a thread, moved as 16 bytes. All arrays aligned to 16."""
-    return _forward(channels, affine, relu, add, kept, index, 4)
+    """The same with as many channels a thread as 16 bytes hold, moved at once. All arrays aligned to 16."""
+    return _forward(channels, affine, relu, add, kept, index, storage, storage.wide)
 
 
 @techniques("two_pass", "persistent")
@@ -278,7 +312,7 @@ def batchnorm_forward(
 
     Raises:
         ShapeError: x has no channels or no rows, y or residual is not of its shape, or another array not (c,).
-        TypeError: Only one of gamma and beta is given.
+        TypeError: Only one of gamma and beta is given, images are not of one storage, or another array not float32.
         ValueError: A residual without `relu`.
         TechniqueError: technique is "persistent" and x does not fit.
     """
@@ -287,11 +321,12 @@ def batchnorm_forward(
     same_shape(operation, x=x, y=y, **({} if residual is None else {"residual": residual}))
     if rows == 0:
         raise ShapeError(f"{operation}: x has shape {tuple(x.shape)}, expected at least one row")
+    storage = common_storage(operation, x=x, y=y, **({} if residual is None else {"residual": residual}))
     affine, (scale, offset) = is_affine(operation, gamma, beta, out)
     if residual is not None and not relu:
         raise ValueError(f"{operation}: a residual is added before a ReLU; give relu=True")
     other = x if residual is None else residual
-    found = resident(run, x, y, other, scale, offset, tensors=1)
+    found = resident(run, storage, x, y, other, scale, offset, tensors=1)
     persistent: Option = "persistent", found is not None, lambda: why_resident(run, x, found, "x")
     plain: Option = "two_pass", True, "three launches, for any size and any GPU"
     options = (plain, persistent) if numbers(run) is None else (persistent, plain)
@@ -304,8 +339,8 @@ def batchnorm_forward(
             batchnorm_add_relu_apply(run, x, residual, out, gamma, beta, y)
         return
     parts, kept, span = found
-    vector = parts.width == 4
+    vector = parts.width > 1
     factory = batchnorm_forward_persistent_vector if vector else batchnorm_forward_persistent_scalar
-    chosen = factory(parts.channels, affine, relu, residual is not None, kept, index_type(x.size))
+    chosen = factory(parts.channels, affine, relu, residual is not None, kept, index_type(x.size), storage)
     partial = run.empty((3, blocks_for(rows, span), parts.channels))
     run(chosen, x, other, scale, offset, *out, y, partial, run.barrier(), rows, span, eps)

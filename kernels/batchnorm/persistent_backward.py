@@ -4,7 +4,8 @@ Each block loads its share of the rows (residency.py), the first rows of a threa
 into shared memory, and adds up g and g * centred of them (backward.py says what these are). After a barrier of the grid
 every block adds what all have found of its channels, in the same order as all others, and computes dx of what it holds.
 
-Shapes   x, dy, dx (..., c) float32, C-contiguous, taken as (rows, c); all others (c,).
+Shapes   x, dy, dx (..., c) of one storage (kernels/storage.py), C-contiguous, taken as (rows, c); all
+         others (c,) float32. What is on the chip is as it is stored: in 16 bits twice as much.
 Traffic  x and dy once, dx once; and partial sums: two numbers a channel for each block, read by each block of that
          channel. Three tensor passes where sums and backward take five.
 Order    Of the sums: by the shape and the number of multiprocessors. Same GPU, same bits.
@@ -17,31 +18,57 @@ from numba import cuda, float32, int64, uint32
 
 from kernels.activation import passed
 from kernels.batchnorm.apply import normalized
-from kernels.batchnorm.residency import copier, line_split, room, shared_floats, sharer
+from kernels.batchnorm.held import held_rows
+from kernels.batchnorm.residency import kept_bytes, line_split, room, rows_at_once, sharer
 from kernels.batchnorm.resident_gradients import IN_REGISTERS, exchanger, finisher
 from kernels.batchnorm.split import AHEAD, BLOCK, loader
-from kernels.intrinsics import cp_async_commit, cp_async_wait, shared_address
+from kernels.device import inlined
+from kernels.intrinsics import cp_async_commit, cp_async_wait
 from kernels.launch import Cost, Floats, Int64, Launch, UInt32s, blocks_for, kernel
+from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage
 
 
-def _backward(channels: int, affine: bool, training: bool, relu: bool, kept: int, index: Any, width: int) -> Launch:
+def _backward(
+    channels: int, affine: bool, training: bool, relu: bool, kept: int, index: Any, storage: Storage, width: int
+) -> Launch:
+    stored: Any = storage.pointer
+    form = held_rows(storage, width)
+    kind, places, take, number = form.dtype, form.places, form.load, form.number
     parts = line_split(channels, width)
-    across, load, copy, kept_memory, share = parts.across, loader(width), copier(width), room(kept), sharer(parts)
-    exchange, finish = exchanger(parts, index), finisher(parts, training, relu, index)
-    size, slots, ahead = width * BLOCK, IN_REGISTERS * width, AHEAD * width
-    pair, step = 2 * size, parts.depth * channels  # floats of a row of x and of dy in shared memory; to the next row
+    across, load, copy, kept_memory, share = parts.across, loader(width), form.copy, room(kept, storage), sharer(parts)
+    keep, bytes_each = form.keep, storage.bytes
+    exchange, finish = exchanger(parts, index), finisher(parts, training, relu, index, storage)
+    size, slots, ahead = width * BLOCK, IN_REGISTERS * places, AHEAD * places
+    pair, step = 2 * size, parts.depth * channels  # elements of a row of x and of dy in shared memory; to the next row
+
+    once = rows_at_once(IN_REGISTERS, width)
+    several = once < IN_REGISTERS
+
+    @inlined
+    def sum_held(first, mine, held, gradients, near, rest, scale, offset, total, product, result):
+        for i in range(once):
+            if first + i < mine:
+                for j in range(width):
+                    value, g = number(held, (first + i) * places, j), number(gradients, (first + i) * places, j)
+                    if relu:
+                        g = passed(g, normalized(value, near[j], rest[j], scale[j], offset[j]))
+                        result[j] = g
+                    total[j] += g
+                    product[j] += g * ((value - near[j]) - rest[j])
+                if relu:
+                    keep(result, gradients, (first + i) * places)
 
     def backward(
-        x: Floats, dy: Floats, shift: Floats, delta: Floats, inv_std: Floats, gamma: Floats, beta: Floats,
-        dgamma: Floats, dbeta: Floats, dx: Floats, partial: Floats, state: UInt32s, rows: Int64, span: Int64,
+        x: stored, dy: stored, shift: Floats, delta: Floats, inv_std: Floats, gamma: Floats, beta: Floats,
+        dgamma: Floats, dbeta: Floats, dx: stored, partial: Floats, state: UInt32s, rows: Int64, span: Int64,
     ):  # fmt: skip
         sums = cuda.shared.array(size, float32)
         products = cuda.shared.array(size, float32)
         beyond = kept_memory(sums)
-        held = cuda.local.array(slots, float32)
-        gradients = cuda.local.array(slots, float32)
-        values = cuda.local.array(ahead, float32)
-        others = cuda.local.array(ahead, float32)
+        held = cuda.local.array(slots, kind)
+        gradients = cuda.local.array(slots, kind)
+        values = cuda.local.array(ahead, kind)
+        others = cuda.local.array(ahead, kind)
         result = cuda.local.array(width, float32)
         near = cuda.local.array(width, float32)
         rest = cuda.local.array(width, float32)
@@ -54,12 +81,12 @@ def _backward(channels: int, affine: bool, training: bool, relu: bool, kept: int
 
         for i in range(IN_REGISTERS):
             if i < mine:
-                load(x, index(at + i * step), held, i * width)
-                load(dy, index(at + i * step), gradients, i * width)
+                take(x, index(at + i * step), held, i * places)
+                take(dy, index(at + i * step), gradients, i * places)
         for k in range(IN_REGISTERS, mine):
             slot = (k - IN_REGISTERS) * pair + thread * width
-            copy(shared_address(beyond, slot), x, index(at + k * step))
-            copy(shared_address(beyond, slot + size), dy, index(at + k * step))
+            copy(beyond, slot, x, index(at + k * step))
+            copy(beyond, slot + size, dy, index(at + k * step))
         cp_async_commit()
 
         for j in range(width):
@@ -77,26 +104,22 @@ def _backward(channels: int, affine: bool, training: bool, relu: bool, kept: int
                     scale[j] *= offset[j]
                 if relu:
                     load(beta, channel, offset, 0)
-        for i in range(IN_REGISTERS):
-            if i < mine:
-                for j in range(width):
-                    value, g = held[i * width + j], gradients[i * width + j]
-                    if relu:
-                        g = passed(g, normalized(value, near[j], rest[j], scale[j], offset[j]))
-                        gradients[i * width + j] = g
-                    total[j] += g
-                    product[j] += g * ((value - near[j]) - rest[j])
+        sum_held(0, mine, held, gradients, near, rest, scale, offset, total, product, result)
+        if several:
+            sum_held(once, mine, held, gradients, near, rest, scale, offset, total, product, result)
+            sum_held(2 * once, mine, held, gradients, near, rest, scale, offset, total, product, result)
+            sum_held(3 * once, mine, held, gradients, near, rest, scale, offset, total, product, result)
         cp_async_wait(0)
         for k in range(IN_REGISTERS, mine, AHEAD):
             for i in range(AHEAD):
                 if k + i < mine:
                     slot = (k + i - IN_REGISTERS) * pair + thread * width
-                    load(beyond, slot, values, i * width)
-                    load(beyond, slot + size, others, i * width)
+                    take(beyond, slot, values, i * places)
+                    take(beyond, slot + size, others, i * places)
             for i in range(AHEAD):
                 if k + i < mine:
                     for j in range(width):
-                        value, g = values[i * width + j], others[i * width + j]
+                        value, g = number(values, i * places, j), number(others, i * places, j)
                         if relu:
                             g = passed(g, normalized(value, near[j], rest[j], scale[j], offset[j]))
                         total[j] += g
@@ -109,11 +132,11 @@ def _backward(channels: int, affine: bool, training: bool, relu: bool, kept: int
         BLOCK,
         lambda rows, span: (blocks_for(rows, span), across),
         lambda rows, span: Cost(
-            8 * rows * channels + (20 + 8 * blocks_for(rows, span)) * channels,
-            4 * rows * channels + (8 + 8 * blocks_for(rows, span)) * channels,
+            2 * bytes_each * rows * channels + (20 + 8 * blocks_for(rows, span)) * channels,
+            bytes_each * rows * channels + (8 + 8 * blocks_for(rows, span)) * channels,
             12 * rows * channels,
         ),
-        shared_bytes=4 * shared_floats(width, kept, 2),
+        shared_bytes=kept_bytes(width, kept, 2, storage),
         cooperative=True,
     )
 
@@ -125,17 +148,19 @@ _TRAFFIC = "x, dy, shift, delta, inv_std, gamma, beta, partial, state -> dgamma,
     traffic=_TRAFFIC,
     registers=128,
     examples=[
-        (1, True, True, False, 0, uint32),
-        (17, True, True, True, 8, uint32),
-        (64, False, True, True, 8, uint32),
-        (513, True, False, False, 8, int64),
+        (1, True, True, False, 0, uint32, FLOAT32),
+        (17, True, True, True, 8, uint32, FLOAT32),
+        (64, False, True, True, 8, uint32, FLOAT32),
+        (513, True, False, False, 8, int64, FLOAT32),
+        (17, True, True, True, 8, uint32, BFLOAT16),
+        (65, True, False, False, 0, uint32, FLOAT16),
     ],
 )
 def batchnorm_backward_persistent_scalar(
-    channels: int, affine: bool, training: bool, relu: bool, kept: int, index: Any
+    channels: int, affine: bool, training: bool, relu: bool, kept: int, index: Any, storage: Storage
 ) -> Launch:
     """dx, dgamma and dbeta. One channel a thread; `kept` rows of each in shared memory, the others in registers."""
-    return _backward(channels, affine, training, relu, kept, index, 1)
+    return _backward(channels, affine, training, relu, kept, index, storage, 1)
 
 
 @kernel(
@@ -143,14 +168,17 @@ def batchnorm_backward_persistent_scalar(
     instructions=("LDG.E.128", "STG.E.128", "LDGSTS.E", "LDG.E.STRONG.GPU"),
     registers=255,  # 32 loads of four floats are under way, and stay
     examples=[
-        (4, True, True, False, 0, uint32),
-        (64, True, True, True, 16, uint32),
-        (64, True, False, True, 16, uint32),
-        (512, False, True, True, 16, int64),
+        (4, True, True, False, 0, uint32, FLOAT32),
+        (64, True, True, True, 16, uint32, FLOAT32),
+        (64, True, False, True, 16, uint32, FLOAT32),
+        (512, False, True, True, 16, int64, FLOAT32),
+        (8, True, True, False, 0, uint32, BFLOAT16),
+        (64, True, True, True, 16, uint32, BFLOAT16),
+        (512, True, True, True, 16, int64, FLOAT16),
     ],
 )
 def batchnorm_backward_persistent_vector(
-    channels: int, affine: bool, training: bool, relu: bool, kept: int, index: Any
+    channels: int, affine: bool, training: bool, relu: bool, kept: int, index: Any, storage: Storage
 ) -> Launch:
-    """The same with four channels a thread, moved as 16 bytes. All arrays aligned to 16."""
-    return _backward(channels, affine, training, relu, kept, index, 4)
+    """The same with as many channels a thread as 16 bytes hold, moved at once. All arrays aligned to 16."""
+    return _backward(channels, affine, training, relu, kept, index, storage, storage.wide)

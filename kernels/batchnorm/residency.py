@@ -5,30 +5,38 @@ of 256 threads on each, with 255 registers a thread and all the shared memory th
 the rows: a thread's first HELD rows in registers, the others in dynamic shared memory. All blocks must be resident at
 once, for they wait for each other (kernels/grid_barrier.py), so there is at most one for each multiprocessor.
 
-A block keeps to a line of 128 bytes of each row, 32 channels: the more blocks stand side by side, the fewer share a
-channel, and what each of them found of it all of these read after the barrier.
+A block keeps to 32 channels of each row, 128 bytes, or 64 in 16 bits: the more blocks stand side by side, the fewer
+share a channel, and what each of them found of it all of these read after the barrier.
 
-On Hopper 42 MB of one tensor fit, or 21 MB of each of two. Whether they do depends on the shape and the GPU's numbers
-alone, and so do the blocks, the order of every sum and its bits.
+What is held is as it is stored (held.py): in 16 bits nearly twice as many numbers. On Hopper 42 MB of one tensor fit,
+or 21 MB of each of two. Whether they do depends on the shape, the storage and the GPU's numbers alone, and so do the
+blocks, the order of every sum and its bits.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from numba import cuda, float32, uint32
+from numba import cuda, float32, uint16, uint32
 
 from kernels.arrays import wide
 from kernels.batchnorm.split import BLOCK, Split
 from kernels.chip import HOPPER, Chip
 from kernels.device import inlined
-from kernels.intrinsics import cp_async_4, cp_async_16
 from kernels.launch import Array, Runner, blocks_for
+from kernels.storage import FLOAT32, Storage
 
-LINE = 32  # channels of a block: 128 bytes of a row
+LINE = 32  # channels of a block: 128 bytes of a row, 64 in 16 bits
 FEW = 4  # rows of a thread, at the least, if there are so many: a barrier of fewer blocks is shorter
 HELD = {1: 32, 2: 16}  # rows of a thread in registers, by tensors that are held
 MOST_REGISTERS = 256  # of a thread, as they are allotted
 RESERVED = 1024  # bytes of a block's shared memory that CUDA keeps to itself
+
+
+def rows_at_once(held: int, width: int) -> int:
+    """Of the `held` rows of a thread in registers, those that one loop goes over.
+
+    The compiler unrolls a loop if it is not too long, and what is not unrolled cannot be in registers.
+    """
+    return held // 4 if width > 4 else held
 
 
 class Residency(NamedTuple):
@@ -44,12 +52,12 @@ def line_split(channels: int, width: int) -> Split:
     return Split(channels, width, LINE // width)
 
 
-def shared_floats(width: int, kept: int, tensors: int) -> int:
-    """That `kept` rows of each thread take."""
-    return kept * tensors * width * BLOCK
+def kept_bytes(width: int, kept: int, tensors: int, storage: Storage) -> int:
+    """Of shared memory that `kept` rows of each thread take."""
+    return kept * tensors * width * BLOCK * storage.bytes
 
 
-def residency(chip: Chip, channels: int, width: int, rows: int, tensors: int) -> Residency | None:
+def residency(chip: Chip, channels: int, width: int, rows: int, tensors: int, storage: Storage) -> Residency | None:
     """The residency of `tensors` arrays (rows, channels) on that GPU; None if they do not fit."""
     parts = line_split(channels, width)
     blocks = chip.multiprocessors // parts.across
@@ -57,22 +65,22 @@ def residency(chip: Chip, channels: int, width: int, rows: int, tensors: int) ->
         return None
     span = max(blocks_for(rows, blocks), FEW * parts.depth)
     merging = 4 * BLOCK * (4 * width + 1)  # bytes, for what threads have summed
-    room = max(0, (chip.shared_bytes - RESERVED - merging) // (4 * shared_floats(width, 1, tensors)))
+    room = max(0, (chip.shared_bytes - RESERVED - merging) // kept_bytes(width, 1, tensors, storage))
     beyond = blocks_for(span, parts.depth) - HELD[tensors]
     if beyond > room:
         return None
     return Residency(parts, room if beyond > 0 else 0, span)
 
 
-def resident(run: Runner, x: Array, *others: Array, tensors: int) -> Residency | None:
+def resident(run: Runner, storage: Storage, x: Array, *others: Array, tensors: int) -> Residency | None:
     """Where to keep what of x (..., c) and, of two tensors, of another array like it; None if they do not fit.
 
     `others` are all arrays but x that are moved 16 bytes at once where they can be. A GPU that has told no numbers is
     taken for a Hopper.
     """
     channels = int(x.shape[-1])
-    width = 4 if channels % 4 == 0 and wide(x, *others) else 1
-    return residency(numbers(run) or HOPPER, channels, width, x.size // channels, tensors)
+    width = storage.wide if channels % storage.wide == 0 and wide(x, *others) else 1
+    return residency(numbers(run) or HOPPER, channels, width, x.size // channels, tensors, storage)
 
 
 def numbers(run: Runner) -> Chip | None:
@@ -117,20 +125,7 @@ def sharer(parts: Split) -> Any:
     return share
 
 
-def copier(width: int) -> Callable[..., None]:
-    """A device function: start to copy `width` numbers from global to shared memory."""
-
-    def copy_one(destination, x, i):
-        cp_async_4(destination, x, i)
-
-    def copy_four(destination, x, i):
-        cp_async_16(destination, x, i)
-
-    function: Callable[..., None] = inlined(copy_four if width == 4 else copy_one)
-    return function
-
-
-def room(kept: int) -> Any:
+def room(kept: int, storage: Storage) -> Any:
     """A device function: the block's dynamic shared memory; where it has none, another shared array in its place."""
 
     def dynamic(other):  # noqa: ARG001
@@ -139,4 +134,12 @@ def room(kept: int) -> Any:
     def none(other):
         return other
 
-    return inlined(dynamic if kept else none)
+    def dynamic_bits(other):  # noqa: ARG001
+        return cuda.shared.array(0, uint16)
+
+    def no_bits(other):  # noqa: ARG001
+        return cuda.shared.array(1, uint16)  # never looked at
+
+    if storage is FLOAT32:
+        return inlined(dynamic if kept else none)
+    return inlined(dynamic_bits if kept else no_bits)

@@ -14,10 +14,12 @@ from numba import cuda
 from kernels.activation import passed
 from kernels.batchnorm.adding import block_adder, blocks_adder
 from kernels.batchnorm.apply import normalized
-from kernels.batchnorm.residency import HELD
-from kernels.batchnorm.split import BLOCK, Split, loader, storer
+from kernels.batchnorm.held import held_rows
+from kernels.batchnorm.residency import HELD, rows_at_once
+from kernels.batchnorm.split import BLOCK, Split, storer
 from kernels.device import inlined
 from kernels.grid_barrier import grid_barrier
+from kernels.storage import Storage
 
 IN_REGISTERS = HELD[2]
 
@@ -66,39 +68,51 @@ def exchanger(parts: Split, index: Any) -> Any:
     return exchange
 
 
-def finisher(parts: Split, training: bool, relu: bool, index: Any) -> Any:
+def finisher(parts: Split, training: bool, relu: bool, index: Any, storage: Storage) -> Any:
     """A device function: dx of the `mine` rows of a thread, the first of which starts at `at`.
 
     Where `relu`, g in shared memory is still dy, and is masked once more. `total` and `product` are mean_g and slope.
     """
-    width, load, store = parts.width, loader(parts.width), storer(parts.width)
+    width, form = parts.width, held_rows(storage, parts.width)
+    places, take, number, store = form.places, form.load, form.number, form.store
     size, step = width * BLOCK, parts.depth * parts.channels
-    pair = 2 * size  # floats of a row of x and of g in shared memory
+    pair = 2 * size  # elements of a row of x and of g in shared memory
+
+    once = rows_at_once(IN_REGISTERS, width)
+    several = once < IN_REGISTERS
+
+    @inlined
+    def finish_held(first, dx, mine, at, held, gradients, near, rest, scale, total, product, result):
+        for i in range(once):
+            if first + i < mine:
+                for j in range(width):
+                    g = number(gradients, (first + i) * places, j)
+                    if training:
+                        centred = (number(held, (first + i) * places, j) - near[j]) - rest[j]
+                        g = (g - total[j]) - centred * product[j]
+                    result[j] = scale[j] * g
+                store(dx, index(at + (first + i) * step), result)
 
     @inlined
     def finish(
         dx, mine, at, beyond, held, gradients, values, others, near, rest, scale, offset, total, product, result
     ):
         if mine > 0:
-            for i in range(IN_REGISTERS):
-                if i < mine:
-                    for j in range(width):
-                        g = gradients[i * width + j]
-                        if training:
-                            centred = (held[i * width + j] - near[j]) - rest[j]
-                            g = (g - total[j]) - centred * product[j]
-                        result[j] = scale[j] * g
-                    store(dx, index(at + i * step), result)
+            finish_held(0, dx, mine, at, held, gradients, near, rest, scale, total, product, result)
+            if several:
+                finish_held(once, dx, mine, at, held, gradients, near, rest, scale, total, product, result)
+                finish_held(2 * once, dx, mine, at, held, gradients, near, rest, scale, total, product, result)
+                finish_held(3 * once, dx, mine, at, held, gradients, near, rest, scale, total, product, result)
             for k in range(IN_REGISTERS, mine):
                 slot = (k - IN_REGISTERS) * pair + cuda.threadIdx.x * width
-                load(beyond, slot, values, 0)
-                load(beyond, slot + size, others, 0)
+                take(beyond, slot, values, 0)
+                take(beyond, slot + size, others, 0)
                 for j in range(width):
-                    g = others[j]
+                    g = number(others, 0, j)
                     if relu:
-                        g = passed(g, normalized(values[j], near[j], rest[j], scale[j], offset[j]))
+                        g = passed(g, normalized(number(values, 0, j), near[j], rest[j], scale[j], offset[j]))
                     if training:
-                        g = (g - total[j]) - ((values[j] - near[j]) - rest[j]) * product[j]
+                        g = (g - total[j]) - ((number(values, 0, j) - near[j]) - rest[j]) * product[j]
                     result[j] = scale[j] * g
                 store(dx, index(at + k * step), result)
 

@@ -13,16 +13,19 @@ from kernels.device import inlined
 from kernels.errors import ShapeError, require_shape
 from kernels.intrinsics import load4, store4
 from kernels.launch import Array, Runner, blocks_for
+from kernels.storage import Storage, require_float32
 
 BLOCK = 256
 LANES = 64  # at most, unless said otherwise
 AHEAD = 4  # rows that a thread loads before it uses the first, so that their latencies overlap
 ENOUGH = 384  # blocks to sum with: three on each multiprocessor of a large GPU, as their registers allow
+WIDEST = 8  # channels of a thread, in 16 bits
+ENOUGH_WIDE = 256  # blocks of such threads, which have more registers: two on each multiprocessor
 CHUNK = 32  # rows that a thread sums in one accumulator
 
 
 class Split(NamedTuple):
-    """Of c channels into groups of `width`: 1, or 4 (where c is a multiple of it) for accesses of 16 bytes."""
+    """Of c channels into groups of `width`: 1, or what 16 bytes hold (where c is a multiple of it), 4 or 8."""
 
     channels: int
     width: int
@@ -43,13 +46,18 @@ class Split(NamedTuple):
         """Rows that a block takes at once."""
         return BLOCK // self.lanes
 
+    @property
+    def enough(self) -> int:
+        """Blocks to sum with: as many as run at once on a large GPU."""
+        return ENOUGH if self.width < WIDEST else ENOUGH_WIDE
+
     def span(self, rows: int, blocks: int, most: int) -> int:
         """Rows of a block: so many that about `blocks` make up the grid, and at most `most` for each thread."""
         per_thread = blocks_for(rows * self.across, self.depth * blocks)
         return self.depth * max(AHEAD, min(per_thread, most))
 
     def way_back(self, rows: int, blocks: int, most: int) -> tuple[int, int]:
-        """How a second pass goes back over the rows that `ENOUGH` blocks have summed: (stretch, groups).
+        """How a second pass goes back over the rows that `enough` blocks have summed: (stretch, groups).
 
         Each of those blocks has read a stretch of rows from its start to its end, all at the same time, so the ends are
         what is still in L2. The second pass has a block for each of them in grid x, and in grid z for each piece of a
@@ -57,7 +65,7 @@ class Split(NamedTuple):
         the end too, in `groups` groups of AHEAD rows a thread; so many that about `blocks` make up the grid, and at
         most `most` rows for each thread.
         """
-        stretch = self.span(rows, ENOUGH, rows)
+        stretch = self.span(rows, self.enough, rows)
         per_thread = blocks_for(rows * self.across, self.depth * blocks)
         return stretch, max(1, blocks_for(min(per_thread, most, stretch // self.depth), AHEAD))
 
@@ -66,24 +74,32 @@ class Split(NamedTuple):
         return blocks_for(rows, stretch), self.across, blocks_for(stretch, groups * AHEAD * self.depth)
 
 
-def split(run: Runner, operation: str, technique: str | None, x: Array, **others: Array | None) -> Split:
-    """The split for x (..., c): by four channels where they, x and `others` allow it, or as `technique` says.
+def split(
+    run: Runner, operation: str, technique: str | None, storage: Storage, x: Array, **others: Array | None
+) -> Split:
+    """The split for x (..., c): by 16 bytes of channels where they, x and `others` allow it, or as `technique` says.
 
     Raises:
         TechniqueError: technique is "vector", and they do not.
     """
     channels = int(x.shape[-1])
-    vector = vectors(run, operation, technique, {"channels": channels}, x=x, **others)
-    return Split(channels, 4 if vector else 1)
+    vector = vectors(run, operation, technique, {"channels": channels}, storage.wide, x=x, **others)
+    return Split(channels, storage.wide if vector else 1)
 
 
 def require_channels(operation: str, x: Array, **arrays: Array | None) -> int:
-    """The number of rows of x (..., c). Raises ShapeError unless all `arrays` but None have the shape (c,)."""
+    """The number of rows of x (..., c). `arrays` that are None are left out.
+
+    Raises:
+        ShapeError: x has no channels, or one of `arrays` not the shape (c,).
+        TypeError: One of them is not float32.
+    """
     if x.ndim < 1 or x.shape[-1] == 0:
         raise ShapeError(f"{operation}: x has shape {tuple(x.shape)}, expected (..., c) with at least one channel")
     for name, array in arrays.items():
         if array is not None:
             require_shape(operation, name, array, (int(x.shape[-1]),))
+            require_float32(operation, **{name: array})
     return int(x.size // x.shape[-1])
 
 
@@ -93,7 +109,7 @@ def largest_power_below(depth: int) -> int:
 
 
 def loader(width: int) -> Any:
-    """A device function: values[at : at + width] = x[i : i + width]."""
+    """A device function: values[at : at + width] = x[i : i + width], in float32."""
 
     def load_one(x, i, values, at):
         values[at] = x[i]
@@ -105,11 +121,15 @@ def loader(width: int) -> Any:
         values[at + 2] = c
         values[at + 3] = d
 
-    return inlined(load_four if width == 4 else load_one)
+    def load_eight(x, i, values, at):
+        values[at], values[at + 1], values[at + 2], values[at + 3] = load4(x, i)
+        values[at + 4], values[at + 5], values[at + 6], values[at + 7] = load4(x, i + 4)
+
+    return inlined({1: load_one, 4: load_four, 8: load_eight}[width])
 
 
 def storer(width: int) -> Any:
-    """A device function: y[i : i + width] = values[:width]."""
+    """A device function: y[i : i + width] = values[:width], in float32."""
 
     def store_one(y, i, values):
         y[i] = values[0]
@@ -117,4 +137,8 @@ def storer(width: int) -> Any:
     def store_four(y, i, values):
         store4(y, i, values[0], values[1], values[2], values[3])
 
-    return inlined(store_four if width == 4 else store_one)
+    def store_eight(y, i, values):
+        store4(y, i, values[0], values[1], values[2], values[3])
+        store4(y, i + 4, values[4], values[5], values[6], values[7])
+
+    return inlined({1: store_one, 4: store_four, 8: store_eight}[width])

@@ -8,6 +8,8 @@ it takes of the weights all pixels of the strip.
 
 Traffic  x once and a halo of kh - sh lines more for each block's lines, w once a block, y once, in stores of 16 bytes.
 Order    A sum runs over the taps of a window one after another, in float32.
+Storage  The image, the weights and the bias are float32; y may be in 16 bits, and then a thread makes eight channels of
+         half as many pixels.
 For maths, shapes and edges see reference.py.
 """
 
@@ -20,11 +22,13 @@ from numba import cuda, float32, int64, uint32
 
 from kernels.arrays import wide
 from kernels.banks import passes
-from kernels.batchnorm.split import loader, storer
+from kernels.batchnorm.split import loader
 from kernels.choice import Option
+from kernels.conv.first_layer_access import EIGHT, shared_loader, shared_storer, stored_storer
 from kernels.conv.geometry import Geometry
 from kernels.device import index_type
 from kernels.launch import Array, Floats, Int64, Launch, Runner, blocks_for, kernel
+from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage, storage_of
 
 NAME = "first_layer"
 BLOCK = 256
@@ -87,18 +91,19 @@ def tile_of(geometry: Geometry, width: int) -> Tile | None:
 
     None fits where not even the patch of one line goes into shared memory beside the weights of a few channels.
     """
-    pixels = strip_of(geometry, (8, 7, 6, 5, 4, 3, 2))
+    pixels = strip_of(geometry, (4, 3, 2) if width == EIGHT else (8, 7, 6, 5, 4, 3, 2))
+    sector = 16 if width == EIGHT else 8  # elements of y
     strips, least = blocks_for(geometry.wo, pixels), patch_columns(geometry, pixels) * geometry.c_in
     best: tuple[int, Tile] | None = None
-    for lanes in (16, 8, 4, 2, 1) if width == 4 else (32, 16, 8, 4, 2, 1):
+    for lanes in (16, 8, 4, 2, 1) if width > 1 else (32, 16, 8, 4, 2, 1):
         channels = lanes * width
-        partly = max(1, 8 // channels)  # a store moves a sector of 8 floats
+        partly = max(1, sector // channels)  # a store moves whole sectors
         for lines in range(1, geometry.ho + 1):
             tile = Tile(width, lanes, lines, strips, pixels, least + MARGIN, True)
             taken = patch_lines(geometry, lines)
             if taken * tile.pitch + geometry.taps * channels > SHARED or (lines > 1 and tile.rounds > ROUNDS):
                 break
-            written = tile.rounds * tile.groups * pixels * channels * partly
+            written = tile.rounds * tile.groups * pixels * channels * partly * 8 // sector  # in floats
             blocks = blocks_for(geometry.ho, lines) * blocks_for(geometry.c_out, channels)
             moved = blocks * (taken * geometry.w * geometry.c_in + geometry.taps * channels + written)
             if best is None or moved < best[0]:
@@ -126,7 +131,7 @@ def place_in(lines_first: bool, lines: int, strips: int, group: Any) -> Any:
     return (group % lines, group // lines) if lines_first else (group // strips, group % strips)
 
 
-def _forward(tile: Tile, geometry: Geometry, with_bias: bool, index: Any) -> Launch:
+def _forward(tile: Tile, geometry: Geometry, with_bias: bool, index: Any, storage: Storage) -> Launch:
     h, w_in, c_in, kh, kw, c_out, sh, sw, ph, pw = geometry
     ho, wo, taps = geometry.ho, geometry.wo, geometry.taps
     width, lanes, lines, strips, pixels, pitch, lines_first = tile
@@ -136,11 +141,13 @@ def _forward(tile: Tile, geometry: Geometry, with_bias: bool, index: Any) -> Lau
     left, step, reach = pw * c_in, pixels * sw * c_in, (pixels - 1) * sw + kw
     loads, clears, fills = (blocks_for(size, BLOCK) for size in (depth * row, depth * pitch, taps * lanes))
     down, across = blocks_for(ho, lines), blocks_for(c_out, lanes * width)
-    load, store, load_shared, store_shared = loader(width), storer(width), loader(width), storer(width)
+    of_y: Any = storage.pointer
+    load, store, size = loader(width), stored_storer(width, storage), storage.bytes
+    load_shared, store_shared = shared_loader(width, lanes), shared_storer(width, lanes)
     patch_size, weights_size, sums_size = depth * pitch, taps * lanes * width, pixels * width
     exact = strips * pixels == wo and groups * rounds == lines * strips
 
-    def conv2d_forward(x: Floats, w: Floats, bias: Floats, y: Floats, n: Int64, span: Int64):
+    def conv2d_forward(x: Floats, w: Floats, bias: Floats, y: of_y, n: Int64, span: Int64):
         weights = cuda.shared.array(weights_size, float32, alignment=16)
         patch = cuda.shared.array(patch_size, float32)
         sums = cuda.local.array(sums_size, float32)
@@ -210,11 +217,11 @@ def _forward(tile: Tile, geometry: Geometry, with_bias: bool, index: Any) -> Lau
         conv2d_forward,
         BLOCK,
         grid=lambda n, span: (blocks_for(n * down, span), across),
-        cost=lambda n: geometry.forward_cost(n),
+        cost=lambda n: geometry.forward_cost(n, 1, 4, 4, size),
     )
 
 
-def examples(width: int, *given: tuple[Geometry, bool, Any]) -> list[tuple[Any, ...]]:
+def examples(width: int, *given: tuple[Geometry, bool, Any, Storage]) -> list[tuple[Any, ...]]:
     """Arguments of the kernels here for these geometries."""
     return [(tile_of(one[0], width), *one) for one in given]
 
@@ -222,29 +229,47 @@ def examples(width: int, *given: tuple[Geometry, bool, Any]) -> list[tuple[Any, 
 @kernel(
     traffic="x, w, bias -> y",
     registers=64,
-    examples=examples(1, (ODD, False, uint32), (ODD, True, uint32), (ODD, True, int64)),
+    examples=examples(
+        1,
+        (ODD, False, uint32, FLOAT32),
+        (ODD, True, uint32, FLOAT32),
+        (ODD, True, int64, FLOAT32),
+        (ODD, True, uint32, FLOAT16),
+    ),
 )
-def conv2d_forward_scalar_first_layer(tile: Tile, geometry: Geometry, with_bias: bool, index: Any) -> Launch:
+def conv2d_forward_scalar_first_layer(
+    tile: Tile, geometry: Geometry, with_bias: bool, index: Any, storage: Storage
+) -> Launch:
     """One channel of a strip a thread."""
-    return _forward(tile, geometry, with_bias, index)
+    return _forward(tile, geometry, with_bias, index, storage)
 
 
 @kernel(
     traffic="x, w, bias -> y",
     registers=128,  # on sm_80, and fewer on sm_90: room for two blocks on a multiprocessor
     instructions=("LDG.E.128", "STG.E.128", "LDS.128"),
-    examples=examples(
-        4, (MNIST, True, uint32), (CIFAR, False, uint32), (FIVE, True, uint32), (SEVEN, False, uint32),
-        (CIFAR, False, int64),
-    ),
+    examples=[
+        *examples(
+            4, (MNIST, True, uint32, FLOAT32), (CIFAR, False, uint32, FLOAT32), (FIVE, True, uint32, FLOAT32),
+            (SEVEN, False, uint32, FLOAT32), (CIFAR, False, int64, FLOAT32),
+        ),
+        *examples(
+            8, (MNIST, True, uint32, BFLOAT16), (CIFAR, False, uint32, FLOAT16), (SEVEN, False, uint32, BFLOAT16),
+            (CIFAR, False, int64, BFLOAT16),
+        ),
+    ],
 )  # fmt: skip
-def conv2d_forward_vector_first_layer(tile: Tile, geometry: Geometry, with_bias: bool, index: Any) -> Launch:
-    """Four channels of a strip a thread: a load of 16 bytes for four products a pixel. w, bias and y aligned to 16."""
-    return _forward(tile, geometry, with_bias, index)
+def conv2d_forward_vector_first_layer(
+    tile: Tile, geometry: Geometry, with_bias: bool, index: Any, storage: Storage
+) -> Launch:
+    """Four or eight channels of a strip a thread: 16 bytes for four products a pixel. w, bias and y aligned to 16."""
+    return _forward(tile, geometry, with_bias, index, storage)
 
 
-def option(geometry: Geometry, tile: Any) -> Option:
+def option(geometry: Geometry, tile: Any, x: Array) -> Option:
     """Technique "first_layer" among those to choose from; `tile` is None where it needs too much shared memory."""
+    if storage_of(x) is not FLOAT32:
+        return NAME, False, f"x is stored as {storage_of(x)}, a first layer's image is float32"
     if geometry.c_in > CHANNELS:
         return NAME, False, f"x has {geometry.c_in} channels, a first layer's kernel takes at most {CHANNELS}"
     if geometry.taps > TAPS:
@@ -255,24 +280,26 @@ def option(geometry: Geometry, tile: Any) -> Option:
     return NAME, True, lambda: f"x has c_in = {geometry.c_in}: whole lines of it in shared memory"
 
 
-def among(others: Sequence[Option], geometry: Geometry, tile: Any) -> Sequence[Option]:
+def among(others: Sequence[Option], geometry: Geometry, tile: Any, x: Array) -> Sequence[Option]:
     """All techniques to choose from: this one first for what may be a first layer, so that it says why it is not taken.
 
     Of images with many channels nobody expects it: there it comes last, and what is chosen says nothing of it.
     """
-    own = option(geometry, tile)
+    own = option(geometry, tile, x)
     return (own, *others) if geometry.c_in <= FEW else (*others, own)
 
 
 def forward(run: Runner, geometry: Geometry, x: Array, w: Array, bias: Array | None, y: Array) -> None:
     """Launch y = the convolution of x with w, and bias or None, on `run`, where `option` says that it can.
 
-    Accesses are scalar where c_out is no multiple of 4, or w, bias or y no multiple of 16 bytes.
+    Accesses are scalar where c_out is no multiple of what 16 bytes of y hold, or w, bias or y is not aligned to them.
     """
     given = w[:0] if bias is None else bias
-    tile = tile_of(geometry, 4) if geometry.c_out % 4 == 0 and wide(w, given, y) else None
+    storage = storage_of(y)
+    vector = geometry.c_out % storage.wide == 0 and wide(w, given, y)
+    tile = tile_of(geometry, storage.wide) if vector else None
     factory = conv2d_forward_vector_first_layer if tile else conv2d_forward_scalar_first_layer
     tile = tile or tile_of(geometry, 1)
-    chosen = factory(tile, geometry, bias is not None, index_type(max(x.size, w.size, y.size)))
+    chosen = factory(tile, geometry, bias is not None, index_type(max(x.size, w.size, y.size)), storage)
     tiles = x.shape[0] * blocks_for(geometry.ho, tile.lines)  # type: ignore[union-attr]  # there is one
     run(chosen, x, w, given, y, x.shape[0], max(1, blocks_for(tiles, BLOCKS)))

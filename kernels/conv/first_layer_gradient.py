@@ -12,6 +12,7 @@ memory, where the block has brought it. At the end a block adds up what its thre
 Traffic  dy once, in loads of 16 bytes; x once and a halo, for each lanes * width channels of dy; a part of dw a block.
 Order    A thread adds at most TERMS products in a row, a block its threads' sums in turn. The order depends on the
          shape alone, and so do the bits.
+Storage  The image and dw are float32; dy may be in 16 bits, and then a thread has eight channels of it.
 Edges    As the definition has it, the padding's zeros take part; pixels beyond dy do not.
 """
 
@@ -23,7 +24,7 @@ from numba import cuda, float32, int64, uint32
 
 from kernels.arrays import wide
 from kernels.banks import passes
-from kernels.batchnorm.split import loader, storer
+from kernels.batchnorm.split import storer
 from kernels.columns import sum_columns
 from kernels.conv.first_layer import (
     CIFAR,
@@ -38,9 +39,11 @@ from kernels.conv.first_layer import (
     place_in,
     strip_of,
 )
+from kernels.conv.first_layer_access import EIGHT, shared_loader, shared_storer, stored_loader
 from kernels.conv.geometry import Geometry
 from kernels.device import index_type
 from kernels.launch import Array, Floats, Int64, Launch, Runner, blocks_for, kernel
+from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage, storage_of
 
 THREADS = 256  # of a block, about
 SUMS = 108  # of a thread, at most: they are registers
@@ -98,14 +101,15 @@ def share_of(geometry: Geometry, width: int) -> Share | None:
     pixels = strip_of(geometry, tuple(size for size in (5, 4, 3, 2) if own * sums_of_line * size <= PRODUCTS))
     strips, least = blocks_for(geometry.wo, pixels), patch_columns(geometry, pixels) * geometry.c_in
     quads, best = blocks_for(geometry.c_out, width), None
-    for lanes in (16, 8, 4, 2, 1) if width == 4 else (32, 16, 8, 4, 2, 1):
+    sector = 16 if width == EIGHT else 8  # elements of dy
+    for lanes in (16, 8, 4, 2, 1) if width > 1 else (32, 16, 8, 4, 2, 1):
         groups = max(1, (THREADS // 2 if own * sums_of_line > SUMS // 2 else THREADS) // (lanes * sets))
         across = blocks_for(quads, lanes)
         for lines in range(1, geometry.ho + 1):
             share = Share(width, lanes, own, sets, groups, lines, strips, pixels, least + MARGIN, True)
             if share.shared(geometry) > SHARED or share.block > 1024 or (lines > 1 and share.rounds > ROUNDS):
                 break
-            read = share.rounds * groups * pixels * lanes * width * max(1, 8 // (lanes * width))
+            read = share.rounds * groups * pixels * lanes * width * max(1, sector // (lanes * width)) * 8 // sector
             patch = patch_lines(geometry, lines) * geometry.w * geometry.c_in
             moved = blocks_for(geometry.ho, lines) * across * (read + patch)
             if best is None or moved < best[0]:
@@ -129,7 +133,7 @@ def _without_conflicts(share: Share, geometry: Geometry, least: int) -> Share:
     return min((share._replace(pitch=p, lines_first=f) for p in pitches for f in (True, False)), key=conflicts)
 
 
-def _backward_weight(share: Share, geometry: Geometry, index: Any) -> Launch:
+def _backward_weight(share: Share, geometry: Geometry, index: Any, storage: Storage) -> Launch:
     h, w_in, c_in, kh, kw, c_out, sh, sw, ph, pw = geometry
     ho, wo, taps = geometry.ho, geometry.wo, geometry.taps
     width, lanes, own, sets, groups, lines, strips, pixels, pitch, lines_first = share
@@ -143,10 +147,12 @@ def _backward_weight(share: Share, geometry: Geometry, index: Any) -> Launch:
         blocks_for(size, block) for size in (depth * pitch, depth * row, lines * wo * lanes, sets * kw * lanes)
     )
     down, across = blocks_for(ho, lines), blocks_for(c_out, channels)
-    load, store, load_shared, store_shared = loader(width), storer(width), loader(width), storer(width)
+    of_dy: Any = storage.pointer
+    load, store, size = stored_loader(width, storage), storer(width), storage.bytes
+    load_shared, store_shared = shared_loader(width, lanes), shared_storer(width, lanes)
     sums_size, dy_size, tail = own * kw * width, pixels * width, strips * pixels != wo
 
-    def conv2d_backward_weight(x: Floats, dy: Floats, dw: Floats, n: Int64, span: Int64):
+    def conv2d_backward_weight(x: Floats, dy: of_dy, dw: Floats, n: Int64, span: Int64):
         memory = cuda.shared.array(shared_size, float32, alignment=16)
         sums = cuda.local.array(sums_size, float32)
         gradients = cuda.local.array(dy_size, float32)
@@ -244,38 +250,53 @@ def _backward_weight(share: Share, geometry: Geometry, index: Any) -> Launch:
         conv2d_backward_weight,
         block,
         grid=lambda n, span: (max(1, blocks_for(n * down, span)), across),
-        cost=lambda n, span: geometry.backward_weight_cost(n, max(1, blocks_for(n * down, span))),
+        cost=lambda n, span: geometry.backward_weight_cost(n, max(1, blocks_for(n * down, span)), 4, size),
     )
 
 
-def examples(width: int, *given: tuple[Geometry, Any]) -> list[tuple[Any, ...]]:
+def examples(width: int, *given: tuple[Geometry, Any, Storage]) -> list[tuple[Any, ...]]:
     """Arguments of the kernels here for these geometries."""
     return [(share_of(one[0], width), *one) for one in given]
 
 
-@kernel(traffic="x, dy -> dw", registers=168, examples=examples(1, (ODD, uint32), (MNIST, uint32), (ODD, int64)))
-def conv2d_backward_weight_scalar_first_layer(share: Share, geometry: Geometry, index: Any) -> Launch:
+@kernel(
+    traffic="x, dy -> dw",
+    registers=168,
+    examples=examples(
+        1, (ODD, uint32, FLOAT32), (MNIST, uint32, FLOAT32), (ODD, int64, FLOAT32), (ODD, uint32, BFLOAT16)
+    ),
+)
+def conv2d_backward_weight_scalar_first_layer(share: Share, geometry: Geometry, index: Any, storage: Storage) -> Launch:
     """A part of dw (blocks, kh, kw, c_in, c_out) a block; one channel a thread."""
-    return _backward_weight(share, geometry, index)
+    return _backward_weight(share, geometry, index, storage)
 
 
 @kernel(
     traffic="x, dy -> dw",
     registers=168,
     instructions=("LDG.E.128", "STG.E.128", "LDS.128"),
-    examples=examples(4, (MNIST, uint32), (CIFAR, uint32), (FIVE, uint32), (SEVEN, uint32), (CIFAR, int64)),
-)
-def conv2d_backward_weight_vector_first_layer(share: Share, geometry: Geometry, index: Any) -> Launch:
-    """The same with four channels a thread. dy aligned to 16."""
-    return _backward_weight(share, geometry, index)
+    examples=[
+        *examples(
+            4, (MNIST, uint32, FLOAT32), (CIFAR, uint32, FLOAT32), (FIVE, uint32, FLOAT32), (SEVEN, uint32, FLOAT32),
+            (CIFAR, int64, FLOAT32),
+        ),
+        *examples(
+            8, (MNIST, uint32, BFLOAT16), (CIFAR, uint32, FLOAT16), (SEVEN, uint32, BFLOAT16), (CIFAR, int64, BFLOAT16)
+        ),
+    ],
+)  # fmt: skip
+def conv2d_backward_weight_vector_first_layer(share: Share, geometry: Geometry, index: Any, storage: Storage) -> Launch:
+    """The same with four or eight channels a thread. dy aligned to 16."""
+    return _backward_weight(share, geometry, index, storage)
 
 
 def backward_weight(run: Runner, geometry: Geometry, x: Array, dy: Array, dw: Array) -> None:
     """Launch dw = the gradient of the weights on `run`, in two stages, where `option` says that it can.
 
-    Accesses are scalar where c_out is no multiple of 4, or dy or dw no multiple of 16 bytes.
+    Accesses are scalar where c_out is no multiple of what 16 bytes of dy hold, or dy or dw is not aligned to them.
     """
-    share = share_of(geometry, 4) if geometry.c_out % 4 == 0 and wide(dy, dw) else None
+    storage = storage_of(dy)
+    share = share_of(geometry, storage.wide) if geometry.c_out % storage.wide == 0 and wide(dy, dw) else None
     factory = conv2d_backward_weight_vector_first_layer if share else conv2d_backward_weight_scalar_first_layer
     share = share or share_of(geometry, 1)
     assert share is not None
@@ -283,6 +304,6 @@ def backward_weight(run: Runner, geometry: Geometry, x: Array, dy: Array, dw: Ar
     span = share.span(geometry, n)
     parts = max(1, blocks_for(share.tiles(geometry, n), span))
     target = dw if parts == 1 else run.empty((parts, *dw.shape))
-    run(factory(share, geometry, index_type(max(x.size, dy.size, parts * dw.size))), x, dy, target, n, span)
+    run(factory(share, geometry, index_type(max(x.size, dy.size, parts * dw.size)), storage), x, dy, target, n, span)
     if parts > 1:
         sum_columns(run, target, dw)

@@ -18,6 +18,7 @@ from numba import float32
 from kernels.device import inlined
 from kernels.errors import ShapeError
 from kernels.launch import Cost, blocks_for
+from kernels.storage import Storage
 from kernels.window import Pair, output_size
 
 Shape = tuple[int, ...]
@@ -71,17 +72,17 @@ class Geometry(NamedTuple):
         """Floating-point operations of each product for n images, those with the padding's zeros included."""
         return 2 * n * self.y_size * self.taps
 
-    def forward_cost(self, n: int, slices: int = 1) -> Cost:
-        """Of y, as a sum of slices, from x and w."""
-        return Cost(4 * (n * self.x_size + self.w_size), 4 * slices * n * self.y_size, self.work(n))
+    def forward_cost(self, n: int, slices: int = 1, x: int = 4, w: int = 4, y: int = 4) -> Cost:
+        """Of y, as a sum of slices, from x and w; x, w, y: bytes of an element."""
+        return Cost(n * self.x_size * x + self.w_size * w, slices * n * self.y_size * y, self.work(n))
 
-    def backward_input_cost(self, n: int, slices: int = 1) -> Cost:
-        """Of dx, as a sum of slices, from dy and w."""
-        return Cost(4 * (n * self.y_size + self.w_size), 4 * slices * n * self.x_size, self.work(n))
+    def backward_input_cost(self, n: int, slices: int = 1, dy: int = 4, w: int = 4, dx: int = 4) -> Cost:
+        """Of dx, as a sum of slices, from dy and w; dy, w, dx: bytes of an element."""
+        return Cost(n * self.y_size * dy + self.w_size * w, slices * n * self.x_size * dx, self.work(n))
 
-    def backward_weight_cost(self, n: int, slices: int) -> Cost:
-        """Of dw, as a sum of slices, from x and dy."""
-        return Cost(4 * n * (self.x_size + self.y_size), 4 * slices * self.w_size, self.work(n))
+    def backward_weight_cost(self, n: int, slices: int, x: int = 4, dy: int = 4) -> Cost:
+        """Of dw, as a sum of slices, from x and dy; x, dy: bytes of an element."""
+        return Cost(n * (self.x_size * x + self.y_size * dy), 4 * slices * self.w_size, self.work(n))
 
     def input_products(self) -> tuple[int, int, int]:
         """Of the input gradient, taken as matrix products: how many (the phases), rows for one image, depth."""
@@ -113,19 +114,21 @@ def geometry_of(operation: str, stride: Pair, padding: Pair, **shapes: Shape) ->
     return Geometry(*x[1:], *w[:2], w[3], *stride, *padding)
 
 
-def windows(geometry: Geometry, index: Any) -> Callable[..., Any]:
+def windows(geometry: Geometry, index: Any, storage: Storage) -> Callable[..., Any]:
     """Make a device function: element (row, tap) of the matrix of all windows of x, zero where it lies in the padding.
 
     So the convolution is that matrix times w, and the weight gradient its transpose times dy. It is never stored.
     """
     h, w, c_in, _, kw, _, sh, sw, ph, pw = geometry
     ho, wo = geometry.ho, geometry.wo
+    load = storage.load
 
     @inlined
     def window_element(x, row, tap):
         line = row // wo % ho * sh + tap // (kw * c_in) - ph
         column = row % wo * sw + tap // c_in % kw - pw
         inside = 0 <= line < h and 0 <= column < w
-        return x[index(((row // (ho * wo) * h + line) * w + column) * c_in + tap % c_in)] if inside else float32(0)
+        place = index(((row // (ho * wo) * h + line) * w + column) * c_in + tap % c_in)
+        return load(x, place) if inside else float32(0)
 
     return window_element

@@ -7,6 +7,8 @@
 The skeleton is that of kernels/matmul/tiles.py: what is gathered goes straight into shared memory, where kh*kw*c_in
 products need it, so x is not written kh*kw times over as by a separate gather (im2col).
 
+Images may be stored in any way, each as it likes; in shared memory they are float32, as everything that is computed.
+
 Source   S. Chetlur et al., "cuDNN: efficient primitives for deep learning", 2014, arXiv:1410.0759, section 3.
 """
 
@@ -19,23 +21,31 @@ from kernels.conv.geometry import Geometry, windows
 from kernels.device import inlined
 from kernels.launch import Floats, Int64, Launch, blocks_for, kernel
 from kernels.matmul.tiles import LARGE, MEDIUM, SMALL, TALL, Tile, place_of, slices_of, tile_product
+from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage
 
 
 @kernel(
     traffic="x, w, bias -> y",
     registers=80,
     examples=[
-        (LARGE, EXAMPLE, False, uint32),
-        (MEDIUM, EXAMPLE, True, uint32),
-        (TALL, STRIDED, True, uint32),
-        (LARGE, EXAMPLE, True, int64),
+        (LARGE, EXAMPLE, False, uint32, FLOAT32, FLOAT32),
+        (MEDIUM, EXAMPLE, True, uint32, FLOAT32, FLOAT32),
+        (TALL, STRIDED, True, uint32, FLOAT32, FLOAT32),
+        (LARGE, EXAMPLE, True, int64, FLOAT32, FLOAT32),
+        (LARGE, EXAMPLE, False, uint32, BFLOAT16, BFLOAT16),
+        (TALL, STRIDED, True, uint32, FLOAT32, FLOAT16),
     ],
 )
-def conv2d_forward_implicit_gemm(tile: Tile, geometry: Geometry, with_bias: bool, index: Any) -> Launch:
+def conv2d_forward_implicit_gemm(
+    tile: Tile, geometry: Geometry, with_bias: bool, index: Any, x_storage: Storage, y_storage: Storage
+) -> Launch:
     """One tile a block of y (slices, n, ho, wo, c_out); a slice is the sum over `span` taps, the first has the bias."""
     c_out, taps, pixels = geometry.c_out, geometry.taps, geometry.ho * geometry.wo
-    window_element = windows(geometry, index)
+    window_element = windows(geometry, index, x_storage)
     place_of_block = place_of(tile)
+    of_x: Any = x_storage.pointer
+    of_y: Any = y_storage.pointer
+    put, x_bytes, y_bytes = y_storage.store, x_storage.bytes, y_storage.bytes
 
     @inlined
     def load_x(x, row, tap):
@@ -50,11 +60,11 @@ def conv2d_forward_implicit_gemm(tile: Tile, geometry: Geometry, with_bias: bool
         y, bias, part, rows = target
         if with_bias and part == 0:
             value += bias[k]
-        y[index((part * rows + row) * c_out + k)] = value
+        put(y, index((part * rows + row) * c_out + k), value)
 
     multiply = tile_product(tile, index, load_x, load_w, store, a_along_depth=True, b_along_depth=False)
 
-    def conv2d_forward(x: Floats, w: Floats, bias: Floats, y: Floats, n: Int64, span: Int64):
+    def conv2d_forward(x: of_x, w: Floats, bias: Floats, y: of_y, n: Int64, span: Int64):
         rows = n * pixels
         part, row, k = place_of_block(rows, c_out)
         first = part * span
@@ -64,20 +74,31 @@ def conv2d_forward_implicit_gemm(tile: Tile, geometry: Geometry, with_bias: bool
         conv2d_forward,
         block=tile.threads,
         grid=lambda n, span: tile.cover(n * pixels, c_out) * slices_of(taps, span),
-        cost=lambda n, span: geometry.forward_cost(n, slices_of(taps, span)),
+        cost=lambda n, span: geometry.forward_cost(n, slices_of(taps, span), x_bytes, 4, y_bytes),
     )
 
 
 @kernel(
     traffic="x, dy -> dw",
     registers=48,
-    examples=[(LARGE, EXAMPLE, uint32), (SMALL, STRIDED, uint32), (MEDIUM, EXAMPLE, int64)],
+    examples=[
+        (LARGE, EXAMPLE, uint32, FLOAT32, FLOAT32),
+        (SMALL, STRIDED, uint32, FLOAT32, FLOAT32),
+        (MEDIUM, EXAMPLE, int64, FLOAT32, FLOAT32),
+        (LARGE, EXAMPLE, uint32, BFLOAT16, BFLOAT16),
+        (SMALL, STRIDED, uint32, FLOAT32, FLOAT16),
+    ],
 )
-def conv2d_backward_weight_implicit_gemm(tile: Tile, geometry: Geometry, index: Any) -> Launch:
+def conv2d_backward_weight_implicit_gemm(
+    tile: Tile, geometry: Geometry, index: Any, x_storage: Storage, dy_storage: Storage
+) -> Launch:
     """One tile a block of dw (slices, kh, kw, c_in, c_out); a slice is the sum over `span` pixels of dy."""
     c_out, taps, pixels = geometry.c_out, geometry.taps, geometry.ho * geometry.wo
-    window_element = windows(geometry, index)
+    window_element = windows(geometry, index, x_storage)
     place_of_block = place_of(tile)
+    of_x: Any = x_storage.pointer
+    of_dy: Any = dy_storage.pointer
+    get, x_bytes, dy_bytes = dy_storage.load, x_storage.bytes, dy_storage.bytes
 
     @inlined
     def load_x(x, tap, row):
@@ -85,7 +106,7 @@ def conv2d_backward_weight_implicit_gemm(tile: Tile, geometry: Geometry, index: 
 
     @inlined
     def load_dy(dy, row, k):
-        return dy[index(row * c_out + k)]
+        return get(dy, index(row * c_out + k))
 
     @inlined
     def store(target, tap, k, value):
@@ -94,7 +115,7 @@ def conv2d_backward_weight_implicit_gemm(tile: Tile, geometry: Geometry, index: 
 
     multiply = tile_product(tile, index, load_x, load_dy, store, a_along_depth=False, b_along_depth=False)
 
-    def conv2d_backward_weight(x: Floats, dy: Floats, dw: Floats, n: Int64, span: Int64):
+    def conv2d_backward_weight(x: of_x, dy: of_dy, dw: Floats, n: Int64, span: Int64):
         part, tap, k = place_of_block(taps, c_out)
         first = part * span
         multiply(x, dy, (dw, part), taps, c_out, tap, k, first, min(first + span, n * pixels))
@@ -103,16 +124,24 @@ def conv2d_backward_weight_implicit_gemm(tile: Tile, geometry: Geometry, index: 
         conv2d_backward_weight,
         block=tile.threads,
         grid=lambda n, span: tile.cover(taps, c_out) * slices_of(n * pixels, span),
-        cost=lambda n, span: geometry.backward_weight_cost(n, slices_of(n * pixels, span)),
+        cost=lambda n, span: geometry.backward_weight_cost(n, slices_of(n * pixels, span), x_bytes, dy_bytes),
     )
 
 
 @kernel(
     traffic="dy, w -> dx",
     registers=96,
-    examples=[(LARGE, EXAMPLE, uint32), (TALL, STRIDED, uint32), (MEDIUM, EXAMPLE, int64)],
+    examples=[
+        (LARGE, EXAMPLE, uint32, FLOAT32, FLOAT32),
+        (TALL, STRIDED, uint32, FLOAT32, FLOAT32),
+        (MEDIUM, EXAMPLE, int64, FLOAT32, FLOAT32),
+        (LARGE, EXAMPLE, uint32, BFLOAT16, BFLOAT16),
+        (TALL, STRIDED, uint32, FLOAT32, FLOAT16),
+    ],
 )
-def conv2d_backward_input_implicit_gemm(tile: Tile, geometry: Geometry, index: Any) -> Launch:
+def conv2d_backward_input_implicit_gemm(
+    tile: Tile, geometry: Geometry, index: Any, dx_storage: Storage, dy_storage: Storage
+) -> Launch:
     """One tile a block of dx (slices, n, h, w, c_in); a slice is the sum over `span` steps.
 
     A block works on one of the sh*sw phases. There row (image, t, u) is the pixel (t*sh + .., u*sw + ..) of x, and step
@@ -124,6 +153,11 @@ def conv2d_backward_input_implicit_gemm(tile: Tile, geometry: Geometry, index: A
     taps_right = blocks_for(kw, sw)
     phases, rows_of_image, depth = geometry.input_products()
     place_of_block = place_of(tile)
+    of_dx: Any = dx_storage.pointer
+    of_dy: Any = dy_storage.pointer
+    get, get_dx, put, dx_bytes, dy_bytes = (
+        dy_storage.load, dx_storage.load, dx_storage.store, dx_storage.bytes, dy_storage.bytes
+    )  # fmt: skip
 
     @inlined
     def tap(phase, step):
@@ -149,7 +183,7 @@ def conv2d_backward_input_implicit_gemm(tile: Tile, geometry: Geometry, index: A
     def load_dy(source, row, step):
         dy, phase = source
         exists, place = find_dy(phase, row, step)
-        return dy[place] if exists else float32(0)
+        return get(dy, place) if exists else float32(0)
 
     @inlined
     def load_w(source, step, c):
@@ -170,12 +204,12 @@ def conv2d_backward_input_implicit_gemm(tile: Tile, geometry: Geometry, index: A
         dx, phase, part, n = target
         exists, place = find_dx(phase, row, c, part, n)
         if exists:
-            dx[place] = value
+            put(dx, place, value)
 
     multiply = tile_product(tile, index, load_dy, load_w, store, a_along_depth=True, b_along_depth=True)
     thread_rows, thread_columns, down, across = tile.thread_rows, tile.thread_columns, tile.down, tile.across
 
-    def conv2d_backward_input(dy: Floats, w: Floats, dx: Floats, n: Int64, span: Int64):
+    def conv2d_backward_input(dy: of_dy, w: Floats, dx: of_dx, n: Int64, span: Int64):
         rows = n * rows_of_image
         number, first_row, first_c = place_of_block(rows, c_in)
         part, phase = number // phases, number % phases
@@ -190,18 +224,18 @@ def conv2d_backward_input_implicit_gemm(tile: Tile, geometry: Geometry, index: A
                 c = index(first_c + cuda.threadIdx.x % across + i % thread_columns * across)
                 if row < rows and c < c_in:
                     exists, place = find_dx(phase, row, c, part, n)
-                    if exists and dx[place] != dx[place]:
+                    if exists and get_dx(dx, place) != get_dx(dx, place):
                         value = float32(0)
                         for k in range(first, last):
                             meets, given = find_dy(phase, row, index(k))
                             if meets:
                                 _, weight = find_w(phase, index(k), c)
-                                value += dy[given] * w[weight]
-                        dx[place] = value
+                                value += get(dy, given) * w[weight]
+                        put(dx, place, value)
 
     return Launch(
         conv2d_backward_input,
         block=tile.threads,
         grid=lambda n, span: tile.cover(n * rows_of_image, c_in) * phases * slices_of(depth, span),
-        cost=lambda n, span: geometry.backward_input_cost(n, slices_of(depth, span)),
+        cost=lambda n, span: geometry.backward_input_cost(n, slices_of(depth, span), dy_bytes, 4, dx_bytes),
     )

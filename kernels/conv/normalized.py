@@ -2,7 +2,8 @@
 
 The definition is in normalized_reference.py. Technique "separate" is composed of the operations that there are anyway:
 what is to be worked out on the way in is written to scratch memory, what is to come out beside the result is found in a
-pass of its own. It takes any arrays. Technique "tensor_core" (normalized_tensor_core.py) does it on the way, in TF32.
+pass of its own. It takes any arrays. Technique "tensor_core" (normalized_tensor_core.py) does it on the way, in TF32,
+or in 16 bits where images are stored so.
 """
 
 from kernels import batchnorm
@@ -134,7 +135,7 @@ def conv2d_normalized_backward_input(
     if choose(run, operation, technique, options, dy=dy.dy, w=w, dx=dx, x=x) != SEPARATE:
         tensor_core.backward_input(run, geometry, dy, w, dx, x, before, sums)
         return
-    gradient = run.empty(dx.shape) if before.relu else dx
+    gradient = run.empty(dx.shape, dx.dtype) if before.relu else dx
     conv2d_backward_input(run, _written(run, dy), w, gradient, stride, padding, precision=precision)
     if before.relu:
         relu_backward(run, gradient, _activation(run, x, before), dx)
@@ -145,14 +146,14 @@ def _activation(run: Runner, x: Array, before: Normalization | None) -> Array:
     """What `before` makes of x, in scratch memory; x where there is none, or nothing in it."""
     if before is None or x.size == 0:
         return x
-    activation = run.empty(x.shape)
+    activation = run.empty(x.shape, x.dtype)
     batchnorm.batchnorm_apply(run, x, before.statistics, before.gamma, before.beta, activation, before.relu)
     return activation
 
 
 def _written(run: Runner, dy: PendingGradient) -> Array:
     """The gradient dx that is pending, in scratch memory."""
-    written = run.empty(dy.x.shape)
+    written = run.empty(dy.x.shape, dy.x.dtype)
     batchnorm.batchnorm_pending_gradient(run, dy, written)
     return written
 

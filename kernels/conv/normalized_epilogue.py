@@ -1,12 +1,14 @@
 """What a convolution finds of its own result, tile by tile, as it stores it: sums for batch normalization.
 
-The tile lies in shared memory (kernels/matmul/tensor_epilogue.py), and a thread keeps to four columns. It adds its rows
-of them, at most 32; then one thread adds those sums of each column, in order. A column takes part in no other's
-numbers, so a NaN poisons its own channel alone.
+The tile lies in shared memory (kernels/matmul/tensor_epilogue.py), and a thread keeps to four columns, or eight
+where the result has 16 bits. It adds its rows of them, at most 32; then one thread adds those sums of each column, in
+order. A column takes part in no other's numbers, so a NaN poisons its own channel alone.
 
     statistics      shift (the mean of the tile's rows, rounded), sum and sum of squares about it: two passes over the
-                    tile, so the variance loses nothing where the mean is large beside it
-    gradient sums   of g and g * centred, with x read again at the places where g is stored
+                    tile, so the variance loses nothing where the mean is large beside it; of the float32 sums, before
+                    they are rounded to be stored
+    gradient sums   of g and g * centred, with x read again at the places where g is stored; of g as it is stored,
+                    which is what a pending gradient subtracts their means from
 
 They are merged by kernels/batchnorm/partial_statistics.py and partial_gradients.py.
 """
@@ -19,33 +21,33 @@ from numba import cuda, float32, int32, uint32, uint64
 from kernels.activation import passed
 from kernels.batchnorm.apply import normalized
 from kernels.batchnorm.merging import finite
-from kernels.conv.normalized_arrival import OF_ACTIVATION, Kind, reader
+from kernels.conv.normalized_arrival import OF_ACTIVATION, Kind, reader, rounder
 from kernels.device import inlined
-from kernels.intrinsics import load4, store4
-from kernels.matmul.tensor_epilogue import Rows, staged
+from kernels.matmul.tensor_epilogue import Rows, laid, staged, taken
 from kernels.matmul.tensor_tiles import CHUNK, TensorTile
+from kernels.storage import FLOAT32, Storage
 
 AHEAD = 8  # rows whose x is under way at once
 
 
-def scratch_floats(tile: TensorTile) -> int:
+def scratch_floats(tile: TensorTile, storage: Storage = FLOAT32) -> int:
     """Of shared memory, for the tile and the sums of its columns."""
-    rows = Rows.of(tile)
+    rows = Rows.of(tile, storage.wide)
     return rows.floats + (2 * rows.apart + 1) * tile.columns
 
 
-def _adders(tile: TensorTile) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """Device functions: put(memory, sums, which), a thread's four; sum_of(memory, column, which), after a barrier.
+def _adders(tile: TensorTile, chunk: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Device functions: put(memory, sums, which), a thread's own; sum_of(memory, column, which), after a barrier.
 
     `which` is 0 or 1: two kinds of sums may be there at once.
     """
-    _, apart, _, floats = Rows.of(tile)
-    columns = tile.columns
+    _, apart, _, floats = Rows.of(tile, chunk)
+    columns, lay = tile.columns, laid(chunk)
 
     @inlined
     def put(memory, sums, which):
-        place = floats + which * (apart * columns) + uint32(cuda.threadIdx.x) * CHUNK  # a row of threads, a row of sums
-        store4(memory, uint64(place), sums[0], sums[1], sums[2], sums[3])
+        place = floats + which * (apart * columns) + uint32(cuda.threadIdx.x) * chunk  # a row of threads, a row of sums
+        lay(memory, place, sums)
 
     @inlined
     def sum_of(memory, column, which):
@@ -58,18 +60,20 @@ def _adders(tile: TensorTile) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def with_statistics(
-    tile: TensorTile, index: Any, store: Callable[..., Any], keep: Callable[..., Any]
+    tile: TensorTile, index: Any, storage: Storage, store: Callable[..., Any], keep: Callable[..., Any]
 ) -> Callable[..., Any]:
     """Make the epilogue that stores y and finds its statistics.
 
     Args:
         tile: Of the product.
         index: uint32 or int64.
-        store: As in `kernels.matmul.tensor_epilogue.in_fours`.
+        storage: Of y.
+        store: As in `kernels.matmul.tensor_epilogue.in_chunks`.
         keep: Inlined device function (c, column, shift, sum, square).
     """
-    stage, (put, sum_of) = staged(tile, index), _adders(tile)
-    across, apart, pitch, floats = Rows.of(tile)
+    chunk = storage.wide
+    stage, take, (put, sum_of) = staged(tile, index), taken(chunk), _adders(tile, chunk)
+    across, apart, pitch, floats = Rows.of(tile, chunk)
     tile_rows, tile_columns = tile.rows, tile.columns
     shifts = floats + 2 * apart * tile_columns  # where they are, a column each
     share = 1 / tile.rows  # a power of 2: a sum of such shares is as exact, and overflows nowhere
@@ -77,18 +81,20 @@ def with_statistics(
     @inlined
     def finish(memory, sums, c, rows, columns, first_row, first_column):
         stage(memory, sums, c, rows, columns, first_row, first_column)
-        total = cuda.local.array(CHUNK, float32)
-        square = cuda.local.array(CHUNK, float32)
+        total = cuda.local.array(chunk, float32)
+        square = cuda.local.array(chunk, float32)
+        values = cuda.local.array(chunk, float32)
+        near = cuda.local.array(chunk, float32)
         thread = uint32(cuda.threadIdx.x)
-        own, count = thread % across * CHUNK, min(tile_rows, rows - first_row)
+        own, count = thread % across * chunk, min(tile_rows, rows - first_row)
         column = index(first_column + own)
-        for j in range(CHUNK):
+        for j in range(chunk):
             total[j] = float32(0)
         for row in range(thread // across, count, apart):
-            values = load4(memory, uint64(row * pitch + own))
+            take(memory, row * pitch + own, values)
             if column < columns:
-                store(c, index(first_row + row), column, values[0], values[1], values[2], values[3])
-            for j in range(CHUNK):
+                store(c, index(first_row + row), column, values)
+            for j in range(chunk):
                 total[j] += values[j] * float32(share)
         put(memory, total, 0)
         cuda.syncthreads()
@@ -96,13 +102,13 @@ def with_statistics(
             mean = sum_of(memory, thread, 0) * (float32(tile_rows) / float32(count))
             memory[uint64(shifts + thread)] = mean if finite(mean) else float32(0)
         cuda.syncthreads()
-        near = load4(memory, uint64(shifts + own))
-        for j in range(CHUNK):
+        take(memory, shifts + own, near)
+        for j in range(chunk):
             total[j] = float32(0)
             square[j] = float32(0)
         for row in range(thread // across, count, apart):
-            values = load4(memory, uint64(row * pitch + own))
-            for j in range(CHUNK):
+            take(memory, row * pitch + own, values)
+            for j in range(chunk):
                 difference = values[j] - near[j]
                 total[j] += difference
                 square[j] += difference * difference
@@ -119,6 +125,7 @@ def with_statistics(
 def with_gradient_sums(
     tile: TensorTile,
     index: Any,
+    storage: Storage,
     kind: Kind,
     find: Callable[..., Any],
     keep: Callable[..., Any],
@@ -129,16 +136,20 @@ def with_gradient_sums(
     Args:
         tile: Of the product.
         index: uint32 or int64.
+        storage: Of g and x.
         kind: Of the normalization that x went through.
         find: Inlined device function (c, row, column) -> whether there is such an element, and its place in g and x.
         keep: Inlined device function (c, column, sum, product).
         mend: As in `kernels.matmul.tensor_epilogue.staged`.
     """
-    stage, (put, sum_of) = staged(tile, index, mend), _adders(tile)
-    across, apart, pitch, _ = Rows.of(tile)
+    chunk = storage.wide
+    stage, take, (put, sum_of) = staged(tile, index, mend), taken(chunk), _adders(tile, chunk)
+    across, apart, pitch, _ = Rows.of(tile, chunk)
     tile_rows, tile_columns = tile.rows, tile.columns
-    ahead = min(AHEAD, tile_rows // apart)
-    read, relu, kept, loads = reader(kind, 4), kind.relu, 4 * OF_ACTIVATION, CHUNK * ahead
+    ahead = min(AHEAD * CHUNK // chunk, tile_rows // apart)
+    read, relu, kept, loads = reader(kind, chunk), kind.relu, chunk * OF_ACTIVATION, chunk * ahead
+    one, two, three = chunk, 2 * chunk, 3 * chunk
+    load_wide, store_wide, rounded = storage.load_wide, storage.store_wide, rounder(storage)
 
     @inlined
     def finish(memory, sums, c, rows, columns, first_row, first_column):
@@ -147,14 +158,15 @@ def with_gradient_sums(
         x_values = cuda.local.array(loads, float32)
         there = cuda.local.array(ahead, int32)
         places = cuda.local.array(ahead, index)
-        gradients = cuda.local.array(CHUNK, float32)
-        total = cuda.local.array(CHUNK, float32)
-        product = cuda.local.array(CHUNK, float32)
+        gradients = cuda.local.array(chunk, float32)
+        values = cuda.local.array(chunk, float32)
+        total = cuda.local.array(chunk, float32)
+        product = cuda.local.array(chunk, float32)
         (dx, x, known), _ = c
         thread = uint32(cuda.threadIdx.x)
-        own, count = thread % across * CHUNK, min(tile_rows, rows - first_row)
+        own, count = thread % across * chunk, min(tile_rows, rows - first_row)
         column = index(first_column + own)
-        for j in range(CHUNK):
+        for j in range(chunk):
             total[j] = float32(0)
             product[j] = float32(0)
         if column < columns:
@@ -166,20 +178,23 @@ def with_gradient_sums(
                         exists, places[i] = find(c, index(first_row + begin + i * apart), column)
                         if exists:
                             there[i] = 1
-                            a, b, d, e = load4(x, places[i])
-                            x_values[4 * i], x_values[4 * i + 1], x_values[4 * i + 2], x_values[4 * i + 3] = a, b, d, e
+                            load_wide(x, places[i], values)
+                            for j in range(chunk):
+                                x_values[chunk * i + j] = values[j]
                 for i in range(ahead):
                     if there[i] != 0:
-                        values = load4(memory, uint64((begin + i * apart) * pitch + own))
-                        for j in range(CHUNK):
-                            value, g = x_values[4 * i + j], values[j]
+                        take(memory, (begin + i * apart) * pitch + own, values)
+                        for j in range(chunk):
+                            value, g = x_values[chunk * i + j], rounded(values[j])
                             if relu:
-                                y = normalized(value, numbers[j], numbers[4 + j], numbers[8 + j], numbers[12 + j])
+                                y = normalized(
+                                    value, numbers[j], numbers[one + j], numbers[two + j], numbers[three + j]
+                                )
                                 g = passed(g, y)
                             gradients[j] = g
                             total[j] += g
-                            product[j] += g * ((value - numbers[j]) - numbers[4 + j])
-                        store4(dx, places[i], gradients[0], gradients[1], gradients[2], gradients[3])
+                            product[j] += g * ((value - numbers[j]) - numbers[one + j])
+                        store_wide(dx, places[i], gradients)
         put(memory, total, 0)
         put(memory, product, 1)
         cuda.syncthreads()

@@ -1,7 +1,8 @@
 """Convolutions that normalize, on tensor cores: whether one can take that technique, and its launches.
 
 Sums over rows are found in the epilogue where a tile has the whole depth. Where the depth is cut into slices no block
-has a whole sum; then the slices are added, and the rows summed as batch normalization does it by itself.
+has a whole sum; then the slices are added, and the rows summed as batch normalization does it by itself: of y as it is
+stored then, where that has 16 bits.
 """
 
 from kernels import batchnorm
@@ -9,19 +10,25 @@ from kernels.activation import relu_backward
 from kernels.batch_statistics import BatchStatistics, GradientSums, Normalization, PendingGradient
 from kernels.batchnorm.apply import mean_and_scale
 from kernels.choice import Option
-from kernels.columns import sum_columns
 from kernels.conv.geometry import Geometry
 from kernels.conv.normalized_arrival import Kind
+from kernels.conv.normalized_narrow import (
+    conv2d_normalized_backward_input_narrow_tensor_core,
+    conv2d_normalized_backward_weight_narrow_tensor_core,
+    conv2d_normalized_forward_narrow_tensor_core,
+)
 from kernels.conv.normalized_tensor_core import (
     conv2d_normalized_backward_input_tensor_core,
     conv2d_normalized_backward_weight_tensor_core,
     conv2d_normalized_forward_tensor_core,
 )
-from kernels.conv.tensor_core_launch import why_not
+from kernels.conv.rounded import in_storage, merge
+from kernels.conv.tensor_core_launch import COUNTED, why_not
 from kernels.device import index_type
 from kernels.launch import Array, Runner, blocks_for
-from kernels.matmul.tensor_tiles import NAME, in_order, span_of, tile_for
+from kernels.matmul.tensor_tiles import NAME, depth_of, in_order, span_of, tile_for
 from kernels.matmul.tiles import slices_of
+from kernels.storage import FLOAT32, storage_of
 
 Five = tuple[Array, Array, Array, Array, Array]
 
@@ -39,9 +46,14 @@ def options(
     if dy is not None:
         arrays.update({"dy.dy": dy.dy, "dy.x": dy.x, "dy.mean_g": dy.sums.mean_g, "dy.slope": dy.sums.slope})
         arrays.update(_named("dy", dy.normalization))
-    reason = why_not(geometry, {name: array for name, array in arrays.items() if array is not None})
-    own = NAME, not reason, reason or "channels in fours and aligned arrays"
-    return in_order(precision, own, ("separate", True, "" if precision == "tf32" else f"precision {precision}"))
+    given = {name: array for name, array in arrays.items() if array is not None}
+    reason = why_not(geometry, given)
+    chunk = max(storage_of(array).wide for array in given.values())
+    own = NAME, not reason, reason or f"channels in {COUNTED[chunk]} and aligned arrays"
+    if chunk != FLOAT32.wide:
+        in_order(precision, own, own)  # it must be known
+        return own, ("separate", True, "")
+    return in_order(precision, own, ("separate", True, f"precision {precision}" if precision == "fp32" else ""))
 
 
 def forward(
@@ -57,17 +69,22 @@ def forward(
     """Launch y on `run`, and its statistics where `out` is not None."""
     n, c_out = x.shape[0], geometry.c_out
     rows = n * geometry.ho * geometry.wo
+    storage = storage_of(x)
     tile = tile_for(rows, c_out)
-    span = span_of(geometry.taps, tile.cover(rows, c_out))
+    span = span_of(geometry.taps, tile.cover(rows, c_out), depth_of(storage))
     slices = slices_of(geometry.taps, span)
     index = index_type(max(x.size, w.size, slices * y.size))
     here = out is not None and slices == 1
     target = y if slices == 1 else run.empty((slices, *y.shape))
     partial = run.empty((3, blocks_for(rows, tile.rows) if here else 0, c_out))
-    chosen = conv2d_normalized_forward_tensor_core(tile, geometry, _kind(before), here, index)
-    run(chosen, x, *_known(before, w), w, target, partial, n, span)
+    options = tile, geometry, _kind(before), here, index
+    if storage is FLOAT32:
+        chosen = conv2d_normalized_forward_tensor_core(*options)
+    else:
+        chosen = conv2d_normalized_forward_narrow_tensor_core(*options, storage, storage_of(target))
+    run(chosen, x, *_known(before, w), in_storage(run, w, storage), target, partial, n, span)
     if slices > 1:
-        sum_columns(run, target, y)
+        merge(run, target, y)
     if out is not None and here:
         batchnorm.merge_statistics(run, partial, out, rows, tile.rows, eps)
     elif out is not None:
@@ -80,17 +97,20 @@ def backward_weight(
     """Launch dw on `run`."""
     n = x.shape[0]
     pixels = n * geometry.ho * geometry.wo
+    storage = storage_of(x)
     tile = tile_for(geometry.taps, geometry.c_out)
-    span = span_of(pixels, tile.cover(geometry.taps, geometry.c_out))
+    span = span_of(pixels, tile.cover(geometry.taps, geometry.c_out), depth_of(storage))
     slices = slices_of(pixels, span)
     index = index_type(max(x.size, dy.dy.size, slices * dw.size))
     target = dw if slices == 1 else run.empty((slices, *dw.shape))
-    chosen = conv2d_normalized_backward_weight_tensor_core(
-        tile.with_room(False, False, 1, 2), geometry, _kind(before), Kind.of(dy.normalization), index
-    )
-    run(chosen, x, *_known(before, x), *_pending(dy), target, n, span)
+    options = tile.with_room(False, False, 1, 2, storage), geometry, _kind(before), Kind.of(dy.normalization), index
+    if storage is FLOAT32:
+        chosen = conv2d_normalized_backward_weight_tensor_core(*options)
+    else:
+        chosen = conv2d_normalized_backward_weight_narrow_tensor_core(*options, storage)
+    run(chosen, x, *_known(before, dy.sums.mean_g), *_pending(dy), target, n, span)
     if slices > 1:
-        sum_columns(run, target, dw)
+        merge(run, target, dw)
 
 
 def backward_input(
@@ -107,21 +127,25 @@ def backward_input(
     n, c_in = dx.shape[0], geometry.c_in
     phases, rows_of_image, depth = geometry.input_products()
     rows = n * rows_of_image
+    storage = storage_of(dy.dy)
     tile = tile_for(rows, c_in)
-    span = span_of(depth, phases * tile.cover(rows, c_in))
+    span = span_of(depth, phases * tile.cover(rows, c_in), depth_of(storage))
     slices = slices_of(depth, span)
     index = index_type(max(slices * dx.size, w.size, dy.dy.size))
     here = before if slices == 1 else None
     target = dx if slices == 1 else run.empty((slices, *dx.shape))
     partial = run.empty((2, phases * blocks_for(rows, tile.rows) if here else 0, c_in))
-    chosen = conv2d_normalized_backward_input_tensor_core(
-        tile.with_room(True, True, 2, 1), geometry, Kind.of(dy.normalization), _kind(here), index
-    )
-    run(chosen, *_pending(dy), w, w if here is None else x, *_known(here, w), target, partial, n, span)
+    options = tile.with_room(True, True, 2, 1, storage), geometry, Kind.of(dy.normalization), _kind(here), index
+    if storage is FLOAT32:
+        chosen = conv2d_normalized_backward_input_tensor_core(*options)
+    else:
+        chosen = conv2d_normalized_backward_input_narrow_tensor_core(*options, storage, storage_of(target))
+    weights = in_storage(run, w, storage)
+    run(chosen, *_pending(dy), weights, weights if here is None else x, *_known(here, w), target, partial, n, span)
     if slices == 1 and before is None:
         return
     if x is None or before is None or sums is None:
-        sum_columns(run, target, dx)
+        merge(run, target, dx)
     elif here:
         batchnorm.merge_gradient_sums(run, partial, before.statistics.inv_std, sums, dx.size // c_in)
     else:
@@ -131,12 +155,12 @@ def backward_input(
 def _mask_and_sum(run: Runner, slices: Array, dx: Array, x: Array, before: Normalization, sums: GradientSums) -> None:
     """Dx = the sum of the slices, where before's ReLU passed x; and the sums of it."""
     if before.relu:
-        gradient, activation = run.empty(dx.shape), run.empty(x.shape)
-        sum_columns(run, slices, gradient)
+        gradient, activation = run.empty(dx.shape, dx.dtype), run.empty(x.shape, x.dtype)
+        merge(run, slices, gradient)
         batchnorm.batchnorm_apply(run, x, before.statistics, before.gamma, before.beta, activation, True)
         relu_backward(run, gradient, activation, dx)
     else:
-        sum_columns(run, slices, dx)
+        merge(run, slices, dx)
     batchnorm.batchnorm_gradient_sums(run, x, dx, before._replace(relu=False), sums)
 
 

@@ -15,6 +15,7 @@ from kernels.device import inlined
 from kernels.launch import blocks_for
 from kernels.matmul.tensor_copies import Arrival, Side, on_both
 from kernels.matmul.tensor_tiles import FAR
+from kernels.storage import FLOAT32, Storage
 
 
 def _window(geometry: Geometry, index: Any) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
@@ -86,8 +87,10 @@ class InputGradient(NamedTuple):
     again: Callable[..., Any]  # (dy, w, phase, row, c, first, last, element) -> dx, of what there is alone
 
 
-def input_gradient(geometry: Geometry, index: Any, arrival: Arrival | None = None) -> InputGradient:
-    """Make them.
+def input_gradient(
+    geometry: Geometry, index: Any, arrival: Arrival | None = None, storage: Storage = FLOAT32
+) -> InputGradient:
+    """Make them; `storage` is that of w.
 
     `again` is for a sum that is NaN: perhaps of a zero, in place of a dy that does not exist, times a weight that is
     not finite, and the definition has no such product. It sums once more, in float32 and without them. An element of dy
@@ -96,6 +99,7 @@ def input_gradient(geometry: Geometry, index: Any, arrival: Arrival | None = Non
     h, w_in, c_in, kh, kw, c_out, sh, sw, ph, pw = geometry
     ho, wo = geometry.ho, geometry.wo
     lines, columns = blocks_for(h, sh), blocks_for(w_in, sw)
+    load = storage.load
     taps_right = blocks_for(kw, sw)
     _, rows_of_image, _ = geometry.input_products()
 
@@ -147,7 +151,8 @@ def input_gradient(geometry: Geometry, index: Any, arrival: Arrival | None = Non
             step_u, step_v, step_offset = of_tap(phase, index(k))
             if within(line_u, line_v, step_u, step_v):
                 _, _, weight = of_weights(phase, index(k))
-                value += element(dy, index(offset + step_offset), index(k) % c_out) * w[index(c * c_out + weight)]
+                given = element(dy, index(offset + step_offset), index(k) % c_out)
+                value += given * load(w, index(c * c_out + weight))
         return value
 
     dy_side = Side(of_pixel, of_tap, within, True, arrival)

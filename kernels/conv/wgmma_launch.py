@@ -11,6 +11,7 @@ from kernels.launch import Array, Runner
 from kernels.matmul.tensor_tiles import LEAST, span_of
 from kernels.matmul.tiles import slices_of
 from kernels.matmul.wgmma_tiles import LARGE, NAME, NARROW, tile_for, why_lacking
+from kernels.storage import FLOAT32, storage_of
 
 # Whether this technique may be taken without being asked for. It has run in the emulator alone: that its descriptors,
 # fences and copies are what the hardware takes them for has not been seen on any GPU, and whether training is right
@@ -41,13 +42,20 @@ def among(
 ) -> tuple[Option, ...]:
     """This technique and the others: before them where it may be taken unasked and should win, else after them."""
     chip = getattr(run, "chip", None)
-    reason = why_lacking(chip) or why_not(geometry, arrays)
+    reason = why_lacking(chip) or _why_not_stored(arrays) or why_not(geometry, arrays)
     rows, columns, depth = product
     size = f"a product of {rows:,} x {columns:,} x {depth:,}"
     pays = rows >= LARGE.rows and columns > NARROW.columns and depth >= LEAST
-    if UNASKED and precision == "tf32" and chip is not None and chip.capability is not None and pays:
+    if UNASKED and precision != "fp32" and chip is not None and chip.capability is not None and pays:
         return (NAME, not reason, reason or f"{size} fills wgmma's tiles"), *others
     return *others, (NAME, not reason, reason or f"{size}")
+
+
+def _why_not_stored(arrays: dict[str, Array]) -> str:
+    for name, array in arrays.items():
+        if storage_of(array) is not FLOAT32:
+            return f"{name} is stored as {storage_of(array)}, expected float32"
+    return ""
 
 
 def forward(run: Runner, geometry: Geometry, x: Array, w: Array, bias: Array | None, y: Array) -> None:

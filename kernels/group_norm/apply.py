@@ -32,6 +32,7 @@ from kernels.group_norm.layout import (
     within_samples,
 )
 from kernels.launch import Array, Cost, Floats, Int64, Launch, Runner, kernel, techniques
+from kernels.storage import require_float32
 
 
 def _apply(channels: int, groups: int, rows: int, scaled: bool, offset: bool, index: Any, width: int) -> Launch:
@@ -158,6 +159,7 @@ def group_norm_apply(
     seen = view(operation, x, groups, gamma=gamma, beta=beta)
     require_statistics(operation, seen, statistics)
     same_shape(operation, x=x, y=y)
+    require_float32(operation, y=y)
     if gamma is None and beta is not None:
         raise TypeError(f"{operation}: beta is given without gamma; give both, or gamma alone, or neither")
     known = mean_and_scale(statistics)

@@ -49,6 +49,7 @@ from kernels.group_norm.layout import (
     within_samples,
 )
 from kernels.launch import Array, Cost, Floats, Int64, Launch, Runner, kernel, techniques
+from kernels.storage import require_float32
 
 
 def _backward(channels: int, groups: int, rows: int, scaled: bool, index: Any, width: int) -> Launch:
@@ -179,6 +180,7 @@ def group_norm_backward(
     seen = view(operation, x, groups, gamma=gamma, dgamma=dgamma, dbeta=dbeta)
     require_statistics(operation, seen, statistics)
     same_shape(operation, x=x, dy=dy, dx=dx)
+    require_float32(operation, dy=dy, dx=dx)
     moved = {"x": x, "dy": dy, "gamma": gamma, "dx": dx}
     width = width_of(run, operation, technique, seen, seen.by_groups or walks_across(seen), statistics, **moved)
     sums = None

@@ -21,6 +21,7 @@ from kernels.choice import vectors
 from kernels.device import WARP, inlined
 from kernels.errors import ShapeError, require_shape
 from kernels.launch import Array, Runner, blocks_for
+from kernels.storage import require_float32
 
 FEW_ROWS = 8  # with fewer in a sample, a block that keeps to it would be idle for the most part
 MOST_THREADS = 512  # for one group: what the registers of a multiprocessor allow
@@ -76,6 +77,8 @@ def view(operation: str, x: Array, groups: int, **channels: Array | None) -> Vie
     for name, array in channels.items():
         if array is not None:
             require_shape(operation, name, array, shape[-1:])
+            require_float32(operation, **{name: array})
+    require_float32(operation, x=x)  # 16 bits are not taken yet
     rows = 1
     for size in shape[1:-1]:
         rows *= size
@@ -83,9 +86,10 @@ def view(operation: str, x: Array, groups: int, **channels: Array | None) -> Vie
 
 
 def require_statistics(operation: str, seen: View, statistics: Any) -> None:
-    """Raise ShapeError unless all four are (n, groups)."""
+    """Raise ShapeError unless all four are (n, groups), TypeError unless float32."""
     for name, array in statistics._asdict().items():
         require_shape(operation, name, array, (seen.n, seen.groups))
+    require_float32(operation, **statistics._asdict())
 
 
 def width_of(

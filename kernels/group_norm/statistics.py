@@ -37,12 +37,13 @@ from kernels.group_norm.statistics_of_groups import (
     joined,
 )
 from kernels.launch import Array, Cost, Float, Floats, Int64, Launch, Runner, blocks_for, kernel, techniques
+from kernels.storage import FLOAT32
 
 
 def _sum_shifted(channels: int, index: Any, width: int) -> Launch:
     parts = Split(channels, width)
     lanes, depth, across = parts.lanes, parts.depth, parts.across
-    sum_rows, merge_and_store = shifted_summer(channels, width, index)
+    sum_rows, merge_and_store = shifted_summer(channels, width, index, FLOAT32)
     piece = piece_of(across)
     size, loads = width * BLOCK, AHEAD * width
 

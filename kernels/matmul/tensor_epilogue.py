@@ -4,22 +4,23 @@ A thread holds pairs of neighbouring columns, eight rows apart. `in_pairs` store
 a full sector of 32 bytes a row. `in_fours` takes them through shared memory, where the slabs were: then a warp stores
 whole rows, 16 bytes a thread, and each thread keeps to the same four columns, which is what sums over rows want. Rows
 lie there PADDING floats further apart than they are long, so neither the pairs of four rows nor the fours of one meet
-in a bank.
+in a bank. `in_chunks` is the same for a result of any storage: in 16 bits a thread keeps to eight columns.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from numba import cuda, uint32, uint64
+from numba import cuda, float32, uint32, uint64
 
 from kernels.device import WARP, inlined
-from kernels.intrinsics import load4, store2
+from kernels.intrinsics import load4, store2, store4
 from kernels.matmul.tensor_fragments import COLUMNS, ROWS
 from kernels.matmul.tensor_tiles import CHUNK, PADDING, TensorTile
+from kernels.storage import Storage
 
 
 class Rows(NamedTuple):
-    """How threads go down a tile in shared memory: thread t has columns 4 (t % across) on, and rows t // across on."""
+    """How threads go down a tile in shared memory: thread t has chunk t % across of columns, rows t // across on."""
 
     across: int
     apart: int  # rows from one of a thread's to the next
@@ -27,9 +28,9 @@ class Rows(NamedTuple):
     floats: int  # of the tile
 
     @classmethod
-    def of(cls, tile: TensorTile) -> "Rows":
-        """Those of a tile."""
-        across, pitch = tile.columns // CHUNK, tile.columns + PADDING
+    def of(cls, tile: TensorTile, chunk: int = CHUNK) -> "Rows":
+        """Those of a tile; `chunk`: columns of a thread."""
+        across, pitch = tile.columns // chunk, tile.columns + PADDING
         return cls(across, tile.threads // across, pitch, tile.rows * pitch)
 
 
@@ -137,5 +138,92 @@ def in_fours(
             for row in range(thread // across, min(tile_rows, rows - first_row), apart):
                 a, b, d, e = load4(memory, uint64(row * pitch + own))
                 store(c, index(first_row + row), column, a, b, d, e)
+
+    return finish
+
+
+def taken(chunk: int) -> Callable[..., Any]:
+    """Make the device function take(memory, word, values): floats from a multiple of `chunk` on, 4 or 8 of them.
+
+    With eight, neighbouring threads' first halves are 8 floats apart, so every other four threads of a pass over the
+    banks begin with their second half.
+    """
+    if chunk == CHUNK:
+
+        @inlined
+        def take(memory, word, values):
+            values[0], values[1], values[2], values[3] = load4(memory, uint64(word))
+
+    else:
+
+        @inlined
+        def take(memory, word, values):
+            swapped = uint32(cuda.threadIdx.x) // 4 % 2
+            first = load4(memory, uint64(word + swapped * 4))
+            second = load4(memory, uint64(word + (1 - swapped) * 4))
+            for j in range(CHUNK):
+                values[j] = second[j] if swapped != 0 else first[j]
+                values[CHUNK + j] = first[j] if swapped != 0 else second[j]
+
+    return take
+
+
+def laid(chunk: int) -> Callable[..., Any]:
+    """Make the device function lay(memory, word, values): what `taken` takes."""
+    if chunk == CHUNK:
+
+        @inlined
+        def lay(memory, word, values):
+            store4(memory, uint64(word), values[0], values[1], values[2], values[3])
+
+    else:
+
+        @inlined
+        def lay(memory, word, values):
+            swapped = uint32(cuda.threadIdx.x) // 4 % 2
+            first = cuda.local.array(CHUNK, float32)
+            second = cuda.local.array(CHUNK, float32)
+            for j in range(CHUNK):
+                first[j] = values[CHUNK + j] if swapped != 0 else values[j]
+                second[j] = values[j] if swapped != 0 else values[CHUNK + j]
+            store4(memory, uint64(word + swapped * 4), first[0], first[1], first[2], first[3])
+            store4(memory, uint64(word + (1 - swapped) * 4), second[0], second[1], second[2], second[3])
+
+    return lay
+
+
+def in_chunks(
+    tile: TensorTile,
+    index: Any,
+    storage: Storage,
+    store: Callable[..., Any],
+    mend: Callable[..., Any] = as_they_are,
+) -> Callable[..., Any]:
+    """Make the epilogue that stores 16 bytes at a time, of a result in any storage.
+
+    Args:
+        tile: Of the product.
+        index: uint32 or int64.
+        storage: Of the result.
+        store: Inlined device function (c, row, column, values): storage.wide neighbours of a row, float32, from a
+            multiple of that on.
+        mend: As in `staged`.
+    """
+    chunk = storage.wide
+    stage, take = staged(tile, index, mend), taken(chunk)
+    across, apart, pitch, _ = Rows.of(tile, chunk)
+    tile_rows = tile.rows
+
+    @inlined
+    def finish(memory, sums, c, rows, columns, first_row, first_column):
+        stage(memory, sums, c, rows, columns, first_row, first_column)
+        values = cuda.local.array(chunk, float32)
+        thread = uint32(cuda.threadIdx.x)
+        own = thread % across * chunk
+        column = index(first_column + own)
+        if column < columns:
+            for row in range(thread // across, min(tile_rows, rows - first_row), apart):
+                take(memory, row * pitch + own, values)
+                store(c, index(first_row + row), column, values)
 
     return finish

@@ -10,41 +10,57 @@ from typing import Any
 from numba import cuda, float32, int32, int64, uint32
 
 from kernels.device import inlined
-from kernels.intrinsics import load4, store4
-from kernels.launch import Cost, Floats, Int64, Launch, blocks_for, kernel
+from kernels.launch import Cost, Int64, Launch, blocks_for, kernel
 from kernels.pooling.divisor import divisor_of
 from kernels.pooling.geometry import Geometry
-from kernels.pooling.tile import BLOCK, backward_tile, copier, forward_tile, item_of, place_of, slot_of
+from kernels.pooling.tile import BLOCK, backward_tile, copier, forward_tile, item_of, kept_type, place_of, slot_of
+from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage
 
 WIDE = "LDG.E.128", "STG.E.128"
 OVERLAPPING = [
-    (uint32, Geometry(32, 32, 64, (3, 3), (1, 1), (1, 1)), False),
-    (int64, Geometry(7, 11, 4, (5, 3), (1, 2), (2, 1)), False),
-    (uint32, Geometry(32, 32, 64, (3, 3), (2, 2), (1, 1), ceil_mode=True), True),
+    (uint32, Geometry(32, 32, 64, (3, 3), (1, 1), (1, 1)), False, FLOAT32),
+    (int64, Geometry(7, 11, 4, (5, 3), (1, 2), (2, 1)), False, FLOAT32),
+    (uint32, Geometry(32, 32, 64, (3, 3), (2, 2), (1, 1), ceil_mode=True), True, FLOAT32),
+    (uint32, Geometry(32, 32, 64, (3, 3), (1, 1), (1, 1)), False, BFLOAT16),
+    (int64, Geometry(7, 11, 8, (5, 3), (1, 2), (2, 1)), False, FLOAT16),
 ]
-EXAMPLES = [*OVERLAPPING, (uint32, Geometry(28, 28, 32, (2, 2), (2, 2), (0, 0)), True)]
+EXAMPLES = [
+    *OVERLAPPING,
+    (uint32, Geometry(28, 28, 32, (2, 2), (2, 2), (0, 0)), True, FLOAT32),
+    (uint32, Geometry(28, 28, 32, (2, 2), (2, 2), (0, 0)), True, BFLOAT16),
+]
 
 
-@inlined
-def _copy(arrays, source, target):
-    whole, kept = arrays
-    a, b, c, d = load4(whole, source)
-    store4(kept, target, a, b, c, d)
+def _copy_of(storage: Storage) -> Any:
+    """Make a device function, as `copier` wants it: 16 bytes from an array to what is kept of it."""
+    copy_wide, wide = storage.copy_wide, storage.wide
+
+    @inlined
+    def copy(arrays, source, target):
+        whole, kept = arrays
+        copy_wide(whole, source, kept, uint32(wide * target))
+
+    return copy
 
 
 @kernel(traffic="x -> y", registers=64, instructions=(*WIDE, "LDS.128", "STS.128"), examples=OVERLAPPING)
-def avg_pool2d_forward_tiled(index: Any, geometry: Geometry, count_include_pad: bool) -> Launch:
-    """Four channels of a window a thread, out of what the block keeps of x. c is a multiple of 4."""
+def avg_pool2d_forward_tiled(index: Any, geometry: Geometry, count_include_pad: bool, storage: Storage) -> Launch:
+    """A group of channels of a window a thread, out of what the block keeps of x. c is a multiple of a group."""
+    stored: Any = storage.pointer
+    load_wide, store_wide, wide = storage.load_wide, storage.store_wide, storage.wide
+    of_one, kept_as = storage.bytes, kept_type(storage)
     height, width, c, (kh, kw), (sh, sw), (ph, pw), _, _ = geometry
-    (ho, wo), tile, divisor = geometry.output, forward_tile(geometry), divisor_of(geometry, count_include_pad)
+    (ho, wo), tile, divisor = geometry.output, forward_tile(geometry, wide), divisor_of(geometry, count_include_pad)
     assert tile is not None
     (_, held_across), quads, items, size = tile.held, tile.quads, tile.items, tile.floats
     rounds, place_of_block, item = blocks_for(items, BLOCK), place_of(tile, c), item_of(tile)
     slot = slot_of(tile)
-    keep = copier(tile, c, index)(_copy)
+    keep = copier(tile, c, index)(_copy_of(storage))
 
-    def avg_pool2d_forward(x: Floats, y: Floats, images: Int64):  # noqa: ARG001 - images is for the grid
-        kept = cuda.shared.array(size, float32, alignment=16)
+    def avg_pool2d_forward(x: stored, y: stored, images: Int64):  # noqa: ARG001 - images is for the grid
+        kept = cuda.shared.array(size, kept_as, alignment=16)
+        totals = cuda.local.array(wide, float32)
+        values = cuda.local.array(wide, float32)
         image, first_row, first_column, first_channel = place_of_block()
         top, left = int32(int64(first_row) * sh - ph), int32(int64(first_column) * sw - pw)
         keep((x, kept), image, top, left, first_channel)
@@ -54,24 +70,25 @@ def avg_pool2d_forward_tiled(index: Any, geometry: Geometry, count_include_pad: 
             e = uint32(turn * BLOCK + cuda.threadIdx.x)
             down, across, quad = item(e)
             window_row, window_column = uint32(first_row + down), uint32(first_column + across)
-            channel = uint32(first_channel + 4 * quad)
+            channel = uint32(first_channel + wide * quad)
             if e < items and window_row < ho and window_column < wo and channel < c:
                 up, back = int32(top + down * sh), int32(left + across * sw)
-                total0 = total1 = total2 = total3 = float32(0)
+                for k in range(wide):
+                    totals[k] = float32(0)
                 for i in range(kh):
                     row = up + i
                     for j in range(kw):
                         column = back + j
                         if 0 <= row < height and 0 <= column < width:
                             at = ((row - kept_row) * held_across + (column - kept_column)) * quads + quad
-                            x0, x1, x2, x3 = load4(kept, uint32(4 * slot(uint32(at))))
-                            total0 += x0
-                            total1 += x1
-                            total2 += x2
-                            total3 += x3
+                            load_wide(kept, uint32(wide * slot(uint32(at))), values)
+                            for k in range(wide):
+                                totals[k] += values[k]
                 by = divisor(window_row, window_column)
                 pixel = (image * ho + int64(window_row)) * wo + int64(window_column)
-                store4(y, index(pixel * c + int64(channel)), total0 / by, total1 / by, total2 / by, total3 / by)
+                for k in range(wide):
+                    totals[k] /= by
+                store_wide(y, index(pixel * c + int64(channel)), totals)
 
     tiles = tile.counts(c)
     return Launch(
@@ -79,40 +96,44 @@ def avg_pool2d_forward_tiled(index: Any, geometry: Geometry, count_include_pad: 
         BLOCK,
         grid=lambda images: images * tiles[0] * tiles[1] * tiles[2],
         cost=lambda images: Cost(
-            4 * images * height * width * c, 4 * images * ho * wo * c, images * ho * wo * c * kh * kw
+            of_one * images * height * width * c, of_one * images * ho * wo * c, images * ho * wo * c * kh * kw
         ),
     )
 
 
 @kernel(traffic="dy -> dx", registers=64, instructions=WIDE, examples=EXAMPLES)
-def avg_pool2d_backward_tiled(index: Any, geometry: Geometry, count_include_pad: bool) -> Launch:
-    """Four channels of a cell a thread: of each of its windows it takes dy once. c is a multiple of 4."""
+def avg_pool2d_backward_tiled(index: Any, geometry: Geometry, count_include_pad: bool, storage: Storage) -> Launch:
+    """A group of channels of a cell a thread: of each of its windows it takes dy once. c is a multiple of a group."""
+    stored: Any = storage.pointer
+    load_wide, store_wide, wide = storage.load_wide, storage.store_wide, storage.wide
+    of_one, kept_as = storage.bytes, kept_type(storage)
     height, width, c, (kh, kw), (sh, sw), (ph, pw), _, _ = geometry
     (ho, wo), (windows_down, windows_across) = geometry.output, geometry.overlap
-    tile, divisor = backward_tile(geometry, 1), divisor_of(geometry, count_include_pad)
+    tile, divisor = backward_tile(geometry, 1, wide), divisor_of(geometry, count_include_pad)
     assert tile is not None
     cells_down, cells_across = tile.down.number, tile.across.number
     (_, held_across), quads, items = tile.held, tile.quads, tile.items
     keeps = geometry.overlap != (1, 1)
-    size, totals_size = tile.floats if keeps else 4, 4 * sh * sw
+    size, totals_size = tile.floats if keeps else wide, wide * sh * sw
     rounds, place_of_block, item = blocks_for(items, BLOCK), place_of(tile, c), item_of(tile)
-    keep = copier(tile, c, index)(_copy)
+    keep = copier(tile, c, index)(_copy_of(storage))
 
-    def avg_pool2d_backward(dy: Floats, dx: Floats, images: Int64):  # noqa: ARG001 - images is for the grid
+    def avg_pool2d_backward(dy: stored, dx: stored, images: Int64):  # noqa: ARG001 - images is for the grid
         totals = cuda.local.array(totals_size, float32)
+        values = cuda.local.array(wide, float32)
         image, first_row, first_column, first_channel = place_of_block()
         top = int32(int64(first_row) - (windows_down - 1))
         left = int32(int64(first_column) - (windows_across - 1))
         kept_row, kept_column = int32(max(top, 0)), int32(max(left, 0))
         if keeps:
-            gradients = cuda.shared.array(size, float32, alignment=16)
+            gradients = cuda.shared.array(size, kept_as, alignment=16)
             keep((dy, gradients), image, top, left, first_channel)
             cuda.syncthreads()
         for turn in range(rounds):
             e = uint32(turn * BLOCK + cuda.threadIdx.x)
             down, across, quad = item(e)
             cell_row, cell_column = int32(first_row + down), int32(first_column + across)
-            channel = uint32(first_channel + 4 * quad)
+            channel = uint32(first_channel + wide * quad)
             if e < items and cell_row < cells_down and cell_column < cells_across and channel < c:
                 for k in range(totals_size):
                     totals[k] = float32(0)
@@ -123,27 +144,25 @@ def avg_pool2d_backward_tiled(index: Any, geometry: Geometry, count_include_pad:
                         if 0 <= window_row < ho and 0 <= window_column < wo:
                             if keeps:
                                 pixel = (window_row - kept_row) * held_across + (window_column - kept_column)
-                                dy0, dy1, dy2, dy3 = load4(gradients, uint32(4 * (pixel * quads + quad)))
+                                load_wide(gradients, uint32(wide * (pixel * quads + quad)), values)
                             else:
                                 pixel = image * (ho * wo) + (window_row * wo + window_column)
-                                dy0, dy1, dy2, dy3 = load4(dy, index(pixel * c + int64(channel)))
+                                load_wide(dy, index(pixel * c + int64(channel)), values)
                             share = float32(1) / divisor(window_row, window_column)
                             for i in range(sh):
                                 for j in range(sw):
                                     if up * sh + i < kh and back * sw + j < kw:
-                                        k = 4 * (i * sw + j)
-                                        totals[k] += dy0 * share
-                                        totals[k + 1] += dy1 * share
-                                        totals[k + 2] += dy2 * share
-                                        totals[k + 3] += dy3 * share
+                                        first = wide * (i * sw + j)
+                                        for k in range(wide):
+                                            totals[first + k] += values[k] * share
                 row, column = int32(cell_row * sh - ph), int32(cell_column * sw - pw)
                 for i in range(sh):
                     for j in range(sw):
                         if 0 <= row + i < height and 0 <= column + j < width:
-                            k = 4 * (i * sw + j)
+                            for k in range(wide):
+                                values[k] = totals[wide * (i * sw + j) + k]
                             pixel = (image * height + (row + i)) * width + (column + j)
-                            target = index(pixel * c + int64(channel))
-                            store4(dx, target, totals[k], totals[k + 1], totals[k + 2], totals[k + 3])
+                            store_wide(dx, index(pixel * c + int64(channel)), values)
 
     tiles = tile.counts(c)
     return Launch(
@@ -151,6 +170,6 @@ def avg_pool2d_backward_tiled(index: Any, geometry: Geometry, count_include_pad:
         BLOCK,
         grid=lambda images: images * tiles[0] * tiles[1] * tiles[2],
         cost=lambda images: Cost(
-            4 * images * ho * wo * c, 4 * images * height * width * c, images * ho * wo * c * kh * kw
+            of_one * images * ho * wo * c, of_one * images * height * width * c, images * ho * wo * c * kh * kw
         ),
     )

@@ -2,35 +2,37 @@
 
 Where windows overlap, what neighbours share is read once for each of them, from a cache or not. A block that makes a
 tile, of all channels that fit into a line of 128 bytes, first copies what the whole tile needs to shared memory: so
-that passes once, but for a halo around the tile.
+that passes once, but for a halo around the tile. Channels go in groups of as many as 16 bytes of an image hold: four
+of float32, eight of 16 bits (kernels/storage.py), which are kept as they are stored.
 
-    forward   The tile is of windows; what is kept is of x, of size 4 bytes an element.
+    forward   The tile is of windows; what is kept is of x, of size 4 or 2 bytes an element.
     backward  The tile is of cells: cell (a, b) are the sh * sw elements of dx that begin at (a * sh - ph, b * sw - pw).
               They are all in the same windows, those of (a - oh, a] x (b - ow, b] for windows that overlap oh x ow
-              times. A thread makes a cell of four channels, and takes from each window once what all its elements
-              need. What is kept is of dy, and of the places of maxima: 4 or 8 bytes. Where windows do not overlap, a
-              cell has one window and nothing is kept.
+              times. A thread makes a cell of one group, and takes from each window once what all its elements need.
+              What is kept is of dy, and of the places of maxima, of 4 bytes. Where windows do not overlap, a cell has
+              one window and nothing is kept.
 """
 
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from numba import cuda, int64, uint32
+from numba import cuda, float32, int64, uint16, uint32
 
-from kernels.arrays import wide
+from kernels.arrays import wide as aligned
 from kernels.choice import choose, vectors
 from kernels.device import inlined
 from kernels.launch import Array, Runner, blocks_for
 from kernels.pooling.geometry import Geometry
+from kernels.storage import Storage
 
 NAME = "tiled"
 BLOCK = 256
-LINE = 8  # quads of channels of a block: 128 bytes
+LINE = 8  # groups of channels of a block: 128 bytes
 SHARED = 48 << 10  # bytes of a block in arrays of fixed size
 ITEMS = 8 * BLOCK  # that a block makes, at most: so that small batches too make many blocks
 FEW = BLOCK // 4  # that it makes, below which most of its threads would be idle
-CELL = 9  # elements of a cell, at most: four channels of each are registers
+CELL = 9  # elements of a cell, at most: the channels of each are registers
 
 
 class Axis(NamedTuple):
@@ -48,12 +50,16 @@ class Axis(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """What a block makes, in quads of channels."""
+    """What a block makes, in groups of channels.
+
+    With `wide` channels in one; `quads` are the groups, which are of four in float32.
+    """
 
     quads: int
     down: Axis
     across: Axis
     own: tuple[int, int]  # windows or cells, down and across
+    wide: int = 4
 
     @property
     def held(self) -> tuple[int, int]:
@@ -72,50 +78,55 @@ class Tile(NamedTuple):
 
     @property
     def floats(self) -> int:
-        """In shared memory, of one array."""
-        return 4 * LINE * blocks_for(self.copies, LINE)
+        """Elements in shared memory, of one array."""
+        return self.wide * LINE * blocks_for(self.copies, LINE)
 
     def counts(self, channels: int) -> tuple[int, int, int]:
         """Tiles of an image: down, across, and of its channels."""
         return (
             blocks_for(self.down.number, self.own[0]),
             blocks_for(self.across.number, self.own[1]),
-            blocks_for(channels, 4 * self.quads),
+            blocks_for(channels, self.wide * self.quads),
         )
 
 
+def kept_type(storage: Storage) -> Any:
+    """Of shared memory's elements: of 16 bits, their bits."""
+    return float32 if storage.bytes == 4 else uint16
+
+
 @functools.cache
-def forward_tile(geometry: Geometry) -> Tile | None:
-    """Of windows; None where those of one do not fit into shared memory."""
+def forward_tile(geometry: Geometry, wide: int = 4) -> Tile | None:
+    """Of windows, with `wide` channels in a group; None where those of one do not fit into shared memory."""
     of_window = zip(geometry.output, geometry.stride, geometry.span, geometry[:2], geometry.padding, strict=True)
-    return _tile(geometry.c, [Axis(*numbers) for numbers in of_window], kept=16, made=32)
+    return _tile(geometry.c, [Axis(*numbers) for numbers in of_window], wide, kept=16, made=16 + 4 * wide)
 
 
 @functools.cache
-def backward_tile(geometry: Geometry, arrays: int) -> Tile | None:
-    """Of cells, for so many arrays of the windows; None as of `forward_tile`."""
+def backward_tile(geometry: Geometry, arrays: int, wide: int = 4) -> Tile | None:
+    """Of cells, for dy and, of two arrays, the places of maxima; None as of `forward_tile`."""
     cells = (
         (size - 1 + pad) // stride + 1
         for size, pad, stride in zip(geometry[:2], geometry.padding, geometry.stride, strict=True)
     )
     of_cell = zip(cells, geometry.overlap, geometry.output, strict=True)
     axes = [Axis(count, 1, overlap, windows, overlap - 1) for count, overlap, windows in of_cell]
-    kept = 0 if geometry.overlap == (1, 1) else 16 * arrays
-    return _tile(geometry.c, axes, kept=kept, made=16 * geometry.stride[0] * geometry.stride[1])
+    kept = 0 if geometry.overlap == (1, 1) else 16 + 4 * wide * (arrays - 1)
+    return _tile(geometry.c, axes, wide, kept=kept, made=16 * geometry.stride[0] * geometry.stride[1])
 
 
-def _tile(channels: int, axes: Sequence[Axis], kept: int, made: int) -> Tile | None:
+def _tile(channels: int, axes: Sequence[Axis], wide: int, kept: int, made: int) -> Tile | None:
     """The tile that moves the fewest bytes for an image, idle threads counted as if they wrote.
 
-    `kept` are bytes of a quad in shared memory, `made` those of one that is written.
+    `kept` are bytes of a group in shared memory, `made` those of one that is written.
     """
-    (down, across), quads = axes, min(LINE, channels // 4)
+    (down, across), quads = axes, min(LINE, channels // wide)
     best: tuple[int, Tile] | None = None
     widths = sorted({blocks_for(across.number, parts) for parts in range(1, across.number + 1)}, reverse=True)
     for width in widths if quads else ():
         for height in range(1, down.number + 1):
-            tile = Tile(quads, down, across, (height, width))
-            if tile.floats // 4 * kept > SHARED or (tile.items > ITEMS and (height, width) != (1, widths[-1])):
+            tile = Tile(quads, down, across, (height, width), wide)
+            if tile.floats // wide * kept > SHARED or (tile.items > ITEMS and (height, width) != (1, widths[-1])):
                 break
             number = blocks_for(down.number, height) * blocks_for(across.number, width)
             moved = number * (tile.copies * kept + blocks_for(tile.items, BLOCK) * BLOCK * made)
@@ -130,7 +141,7 @@ def place_of(tile: Tile, channels: int) -> Callable[..., Any]:
     Tiles of one place that differ in their channels follow one another: together they read whole pixels.
     """
     down, across, groups = tile.counts(channels)
-    (own_down, own_across), width = tile.own, 4 * tile.quads
+    (own_down, own_across), width = tile.own, tile.wide * tile.quads
 
     @inlined
     def place():
@@ -148,7 +159,7 @@ def place_of(tile: Tile, channels: int) -> Callable[..., Any]:
 
 
 def item_of(tile: Tile) -> Callable[..., Any]:
-    """Make a device function: (down, across, quad) of the tile's item e."""
+    """Make a device function: (down, across, group) of the tile's item e."""
     across, quads = tile.own[1], tile.quads
 
     @inlined
@@ -160,9 +171,9 @@ def item_of(tile: Tile) -> Callable[..., Any]:
 
 
 def slot_of(tile: Tile) -> Callable[..., Any]:
-    """Make a device function: in which 16 bytes of shared memory quad e of what is kept lies.
+    """Make a device function: in which 16 bytes of shared memory group e of what is kept lies.
 
-    Eight lanes of a warp read 128 bytes of it at a time. With fewer than eight quads and a stride of 2 they are of
+    Eight lanes of a warp read 128 bytes of it at a time. With fewer than eight groups and a stride of 2 they are of
     every second pixel, which would meet in the same banks: so every second group of eight has its halves exchanged.
     """
     quads = tile.quads
@@ -178,11 +189,12 @@ def slot_of(tile: Tile) -> Callable[..., Any]:
 def copier(tile: Tile, channels: int, index: Any) -> Callable[..., Any]:
     """Make a device function: each(copy, arrays, image, first_down, first_across, first_channel) over what is kept.
 
-    Calls `copy(arrays, from, to)` for each quad, with the number of its first element in global and in shared memory.
+    Calls `copy(arrays, from, to)` for each group, with the number of its first element in global memory and that of its
+    16 bytes in shared memory.
     """
     (down, across), (held_down, held_across), quads = (tile.down, tile.across), tile.held, tile.quads
     own_down, own_across = tile.own
-    copies, slot = tile.copies, slot_of(tile)
+    copies, slot, wide_group = tile.copies, slot_of(tile), tile.wide
     rounds = blocks_for(copies, BLOCK)
     height, width = down.size, across.size
     reach_down, reach_across = (own_down - 1) * down.step + down.reach, (own_across - 1) * across.step + across.reach
@@ -197,13 +209,13 @@ def copier(tile: Tile, channels: int, index: Any) -> Callable[..., Any]:
                 e = uint32(turn * BLOCK + cuda.threadIdx.x)
                 pixel, quad = uint32(e // quads), uint32(e % quads)
                 row, column = first_row + int64(pixel // held_across), first_column + int64(pixel % held_across)
-                channel = uint32(first_channel + 4 * quad)
+                channel = uint32(first_channel + wide_group * quad)
                 near = whole or (row < min(top + reach_down, height) and column < min(left + reach_across, width))
                 if e < copies and near and channel < channels:
                     copy(
                         arrays,
                         index(((image * height + row) * width + column) * channels + channel),
-                        uint32(4 * slot(e)),
+                        uint32(slot(e)),
                     )
 
         return each
@@ -219,30 +231,37 @@ class Suited(NamedTuple):
     best: bool = False
 
 
-def forward_option(geometry: Geometry) -> Suited:
-    """Of these windows."""
+def forward_option(geometry: Geometry, wide: int = 4) -> Suited:
+    """Of these windows, with `wide` channels in 16 bytes."""
     if geometry.overlap == (1, 1):
         return Suited(False, "windows do not overlap: x passes once as it is")
-    tile = forward_tile(geometry)
-    if geometry.c >= 4 and tile is None:
+    tile = forward_tile(geometry, wide)
+    if geometry.c >= wide and tile is None:
         return Suited(False, "what one window needs exceeds a block's shared memory")
     return Suited(True, "windows overlap: what they share is read once", tile is not None and tile.items >= FEW)
 
 
-def backward_option(geometry: Geometry, arrays: int) -> Suited:
+def backward_option(geometry: Geometry, arrays: int, wide: int = 4) -> Suited:
     """The same, where so many arrays of the windows are read."""
     cell = geometry.stride[0] * geometry.stride[1]
     if cell > CELL:
         return Suited(False, f"{cell} elements from a window to the next, {NAME} takes at most {CELL}")
-    tile = backward_tile(geometry, arrays)
-    if geometry.c >= 4 and tile is None:
+    tile = backward_tile(geometry, arrays, wide)
+    if geometry.c >= wide and tile is None:
         return Suited(False, "windows that one element is in exceed a block's shared memory")
     why = "a window's elements are made together: what they share is read once"
     return Suited(True, why, tile is not None and tile.items >= FEW)
 
 
 def choice(
-    run: Runner, operation: str, technique: str | None, channels: int, suited: Suited, /, **arrays: Array
+    run: Runner,
+    operation: str,
+    technique: str | None,
+    channels: int,
+    suited: Suited,
+    wide: int = 4,
+    /,
+    **arrays: Array,
 ) -> str:
     """The technique to take, as `kernels.choice.vectors` with a third, "tiled", for windows that it suits.
 
@@ -250,15 +269,16 @@ def choice(
         TechniqueError: The technique cannot take these arrays.
         ValueError: There is no such technique.
     """
-    in_fours = channels % 4 == 0 and all(wide(array) for array in arrays.values())
-    if technique in ("scalar", "vector") or (technique is None and not (suited.best and in_fours)):
-        return "vector" if vectors(run, operation, technique, {"channels": channels}, **arrays) else "scalar"
-    own = NAME, suited.fits and in_fours, suited.why if in_fours else _why_not(channels, arrays)
-    return choose(run, operation, technique, (own, ("vector", in_fours, ""), ("scalar", True, "")), **arrays)
+    in_groups = channels % wide == 0 and all(aligned(array) for array in arrays.values())
+    if technique in ("scalar", "vector") or (technique is None and not (suited.best and in_groups)):
+        vector = vectors(run, operation, technique, {"channels": channels}, wide, **arrays)
+        return "vector" if vector else "scalar"
+    own = NAME, suited.fits and in_groups, suited.why if in_groups else _why_not(channels, wide, arrays)
+    return choose(run, operation, technique, (own, ("vector", in_groups, ""), ("scalar", True, "")), **arrays)
 
 
-def _why_not(channels: int, arrays: dict[str, Array]) -> str:
-    if channels % 4:
-        return f"{channels} channel{'s are' if channels > 1 else ' is'} no multiple of 4"
-    off = [name for name, array in arrays.items() if not wide(array)]
+def _why_not(channels: int, wide: int, arrays: dict[str, Array]) -> str:
+    if channels % wide:
+        return f"{channels} channel{'s are' if channels > 1 else ' is'} no multiple of {wide}"
+    off = [name for name, array in arrays.items() if not aligned(array)]
     return f"{' and '.join(off)} {'start' if off[1:] else 'starts'} at no multiple of 16 bytes"

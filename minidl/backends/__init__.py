@@ -23,9 +23,11 @@ from minidl.errors import ConfigError, DeviceError
 
 DEVICES = ("auto", "cpu", "cuda", "emulator")
 # What a device's convolutions and linear layers can be computed in, its own choice first. "tf32" rounds their factors
-# to 10 bits of fraction, for tensor cores, and adds in float32; everything else is float32 in either.
-PRECISIONS = {"cuda": ("tf32", "fp32"), "emulator": ("fp32", "tf32")}
-NAMES_OF_PRECISIONS = ("fp32", "tf32")
+# to 10 bits of fraction, for tensor cores, and adds in float32; everything else is float32 in either. "bf16" and "fp16"
+# store images' activations in 16 bits, too, and multiply those (kernels/storage.py); vectors, parameters, statistics
+# and sums stay float32, and linear layers are as with "tf32".
+NAMES_OF_PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+PRECISIONS = {"cuda": ("tf32", "fp32", "bf16", "fp16"), "emulator": NAMES_OF_PRECISIONS}
 _FP32 = NAMES_OF_PRECISIONS[:1]
 _created: dict[tuple[str, int | None, str], Backend] = {}
 
@@ -36,7 +38,7 @@ def get_backend(name: str, threads: int | None = None, precision: str | None = N
     Args:
         name: Of the device.
         threads: The CPU's.
-        precision: "fp32" or "tf32"; the device's own choice by default.
+        precision: One of NAMES_OF_PRECISIONS; the device's own choice by default.
 
     Raises:
         ConfigError: The device has no such precision.
@@ -55,7 +57,7 @@ def _precision(device: str, precision: str | None) -> str:
     if precision not in known:
         others = " and ".join(f"device {name}" for name, has in PRECISIONS.items() if precision in has)
         there = f"; {others} have it" if others else ""
-        raise ConfigError(f"--precision {precision}: device {device} computes in {' or '.join(known)} only{there}")
+        raise ConfigError(f"--precision {precision}: device {device} computes in {', '.join(known)} only{there}")
     return precision
 
 

@@ -18,6 +18,7 @@ from kernels import (
     gradient_norm,
     group_norm,
     linear,
+    loss_scale,
     metrics,
     noise,
     optimizer,
@@ -32,10 +33,12 @@ from kernels.launch import Graph, Runner
 from kernels.loss import cross_entropy
 from kernels.matmul.tensor_tiles import CHUNK
 from kernels.rows import scale_rows
-from kernels.storage import STORAGES
+from kernels.storage import BFLOAT16, FLOAT16, STORAGES
 from minidl.backends.protocol import Array, BatchStatistics, GradientSums, Normalization, Pair, PendingGradient
 from minidl.backends.registered import Registered
 from minidl.errors import ConfigError
+
+NARROW = {"bf16": BFLOAT16, "fp16": FLOAT16}  # by precision, how images' activations are stored
 
 
 class DeviceBackend(Registered):
@@ -44,7 +47,8 @@ class DeviceBackend(Registered):
     Attributes:
         run: Runs kernels.
         precision: Of convolutions and linear layers whose technique is not asked for by name: "fp32", or "tf32" to
-            take tensor cores where the shapes suit them.
+            take tensor cores where the shapes suit them. With "bf16" and "fp16" layers store images' activations so,
+            and linear layers are as with "tf32".
         checks_targets: Whether the loss waits to see that each target is a class. A CUDA graph cannot wait; without the
             check, a target that is none makes the loss NaN.
         asked_for: The technique that `use` was told to take, by operation.
@@ -84,6 +88,16 @@ class DeviceBackend(Registered):
         if technique is not None:
             options["technique"] = technique
         return host(self.run, *args, **options)
+
+    @property
+    def activations(self) -> np.dtype[Any]:
+        """See `Backend`."""
+        return NARROW[self.precision].dtype if self.precision in NARROW else self.dtype
+
+    @property
+    def _of_vectors(self) -> str:
+        """The precision of linear layers, whose arrays are float32."""
+        return "tf32" if self.precision in NARROW else self.precision
 
     @property
     def capturing(self) -> bool:
@@ -155,13 +169,13 @@ class DeviceBackend(Registered):
         self._launch(conv.conv2d_normalized_backward_input, *given, precision=self.precision)
 
     def linear_forward(self, x: Array, w: Array, bias: Array | None, y: Array) -> None:
-        self._launch(linear.linear_forward, x, w, bias, y, precision=self.precision)
+        self._launch(linear.linear_forward, x, w, bias, y, precision=self._of_vectors)
 
     def linear_backward_input(self, dy: Array, w: Array, dx: Array) -> None:
-        self._launch(linear.linear_backward_input, dy, w, dx, precision=self.precision)
+        self._launch(linear.linear_backward_input, dy, w, dx, precision=self._of_vectors)
 
     def linear_backward_weight(self, x: Array, dy: Array, dw: Array) -> None:
-        self._launch(linear.linear_backward_weight, x, dy, dw, precision=self.precision)
+        self._launch(linear.linear_backward_weight, x, dy, dw, precision=self._of_vectors)
 
     # Batch normalization.
 
@@ -465,6 +479,16 @@ class DeviceBackend(Registered):
     def clip_by_norm(self, arrays: Sequence[Array], norm: Array, max_norm: float) -> None:
         self._launch(gradient_norm.clip_by_norm, arrays, norm, max_norm)
 
+    # Loss scaling.
+
+    def settle_loss_scale(
+        self, norm: Array, state: Array, factor: Array, numbers: Array, still: Array, interval: int
+    ) -> None:
+        self._launch(loss_scale.settle_loss_scale, norm, state, factor, numbers, still, interval)
+
+    def unscale(self, arrays: Sequence[Array], factor: Array) -> None:
+        self._launch(loss_scale.unscale, arrays, factor)
+
     # Images.
 
     def draw_augmentation(
@@ -512,6 +536,7 @@ _MODULES = (
     gradient_norm,
     group_norm,
     linear,
+    loss_scale,
     metrics,
     noise,
     optimizer,

@@ -39,4 +39,5 @@ class EmulatorBackend(DeviceBackend, HostMemory):
         self.run.do(lambda: np.copyto(given, taken))
 
     def describe(self) -> str:
-        return "emulator, the GPU's kernels without a GPU" + (", in TF32" if self.precision == "tf32" else "")
+        exact = self.precision == "fp32"
+        return "emulator, the GPU's kernels without a GPU" + ("" if exact else f", in {self.precision.upper()}")

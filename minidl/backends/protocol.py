@@ -29,7 +29,14 @@ class Backend(Protocol):
     name: str  # "cpu", "cuda", "emulator" or "reference"
     dtype: np.dtype[Any]  # of activations and parameters: float32, or float64 on the reference
     captures: bool  # whether `capture` works
-    precision: str  # of convolutions and linear layers: "fp32" or "tf32"
+    precision: str  # of convolutions and linear layers: "fp32" or "tf32"; "bf16" and "fp16" say `activations` too
+
+    @property
+    def activations(self) -> np.dtype[Any]:
+        """How images' activations (n, h, w, c) and their gradients are stored (kernels/storage.py): mostly `dtype`.
+
+        Operations take images of this dtype, and of `dtype`; (n, c) arrays, parameters and statistics are of `dtype`.
+        """
 
     # Memory. `empty` draws on an arena: memory returns to it when the last reference to the array is dropped, so after
     # the first step of a training loop nothing is allocated.
@@ -428,6 +435,18 @@ class Backend(Protocol):
 
     def clip_by_norm(self, arrays: Sequence[Array], norm: Array, max_norm: float) -> None:
         """Each array *= min(1, max_norm / (norm + 1e-6)), in place."""
+
+    # Loss scaling (kernels/loss_scale.py), for gradients stored in float16; all on the device.
+    def settle_loss_scale(
+        self, norm: Array, state: Array, factor: Array, numbers: Array, still: Array, interval: int
+    ) -> None:
+        """If norm () is finite, factor () = 1 / scale, else 0 and numbers = still, of any shape; then the next state.
+
+        State (2,): the scale, and the steps since it changed.
+        """
+
+    def unscale(self, arrays: Sequence[Array], factor: Array) -> None:
+        """Each array *= factor (), in place; a factor of 0 makes all elements 0, those too that are not finite."""
 
     # Images (kernels/images.py, and kernels/augmentation.py for what is drawn).
     def draw_augmentation(

@@ -2,6 +2,8 @@
 
 from typing import Any, Self
 
+import numpy as np
+
 
 class Registered:
     """A backend that `get_backend(*key)` returns.
@@ -11,7 +13,13 @@ class Registered:
     """
 
     key: tuple[Any, ...]  # what `get_backend` was given
+    dtype: np.dtype[Any]
     precision: str = "fp32"  # of convolutions and linear layers; few devices have another
+
+    @property
+    def activations(self) -> np.dtype[Any]:
+        """Of images' activations: as everything else, but on devices that store them in 16 bits."""
+        return self.dtype
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self

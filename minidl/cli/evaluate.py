@@ -16,6 +16,7 @@ from minidl.nn import Folded, Module, fold
 from minidl.nn.folding import reasons
 from minidl.nn.statistics import Method
 from minidl.training import ImageSource, checkpoint, evaluate, load_model
+from minidl.training.assembly import require_norm_for
 from minidl.training.runs import latest
 
 SHOWN = 4  # layers that are named where there are more
@@ -67,6 +68,7 @@ def command(
     choice = choose(device or "auto", threads, precision)
     path = run or str(latest(out).path)
     model, metadata, file = load_model(path, choice.backend, which)
+    require_norm_for(choice.backend, metadata["model"]["norm"])
     trained = metadata["data"]
     dataset = load(data or metadata["config"]["data"], data_dir or metadata["config"]["data_dir"])
     expected = tuple(metadata["model"]["image_shape"]), metadata["model"]["classes"]

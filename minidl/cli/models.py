@@ -15,6 +15,7 @@ from minidl.errors import ConfigError
 from minidl.lab.explain import Explained, explain
 from minidl.models import FAMILIES, NAMES, build, family_of, require_that_it_trains
 from minidl.models.cost import Cost, LayerCost, cost
+from minidl.training.assembly import require_norm_for
 
 Image = tuple[int, int, int]
 
@@ -125,6 +126,7 @@ def _explain(name: str, image: Image, classes: int, norm: str, choice: Choice, b
             "--device emulator says what a GPU's kernels would be"
         )
         return
+    require_norm_for(device, norm)
     model = build(name, image, classes, norm)
     try:
         require_that_it_trains(model, image, batch_size)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kernels import conv, noise, pooling
 from kernels.emulator.tensor import round_tf32
+from kernels.storage import BFLOAT16, FLOAT16
 from kernels.window import span_of
 from minidl.lab.budget import TINY, U, chained, products, rounding, summation
 
@@ -62,22 +63,32 @@ def _product(
     In "tf32" both factors are rounded to 10 bits of fraction, to nearest and ties away from 0, which is off by up to
     2^-11 of each. What that does to the result is known: it is the difference between the product of the rounded
     factors and that of the factors, both in float64. Only what the sum loses is bounded by the absolute values.
+
+    In "bf16" and "fp16" they are rounded to that storage, which leaves what is stored so as it is. A zero in float16
+    counts with the exponent of 2^-14.
     """
     given = 0.0 if bias is None else _abs(bias)
     if precision == "fp32":
         return products(made(_abs(a), _abs(b)) + given, terms + (bias is not None))
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     with np.errstate(all="ignore"):
-        a_rounded, b_rounded = _rounded(a), _rounded(b)
+        rounded = _ROUNDED[precision]
+        a_rounded, b_rounded = rounded(a).astype(np.float64), rounded(b).astype(np.float64)
         finite = np.concatenate([array[np.isfinite(array)].ravel() for array in (_abs(a), _abs(b))])
         moved: Host = np.abs(made(a_rounded, b_rounded) - made(a, b))
         absolute = made(_abs(a_rounded), _abs(b_rounded)) + given
-        return moved + chained(absolute, terms + (bias is not None), float(finite.max(initial=0)))
+        largest = float(finite.max(initial=0))
+        if precision == "fp16":
+            moved = moved + 2 * math.ceil(terms / 8) * (18 * 2.0**-24 * 2.0**-14 * max(largest, 1.0)) * (absolute > 0)
+        return moved + chained(absolute, terms + (bias is not None), largest)
 
 
 def _rounded(x: Host) -> Host:
     """To TF32."""
     return round_tf32(x.astype(np.float32)).view(np.float32).astype(np.float64)
+
+
+_ROUNDED = {"tf32": _rounded, "bf16": BFLOAT16.rounded, "fp16": FLOAT16.rounded}
 
 
 def bias_backward(dy: Host) -> Bounds:

@@ -33,6 +33,11 @@ class ShapeBackend:
 
     zeros = empty
 
+    @property
+    def activations(self) -> np.dtype[Any]:
+        """See `Backend`."""
+        return self.dtype
+
     def accept(self, array: Array, name: str, dtype: Any = None) -> Array:
         """See `Backend`."""
         del name, dtype

@@ -12,8 +12,8 @@ class ReLU(Module):
 
     def forward(self, x: Array) -> Array:
         """See the class."""
-        x = self.backend.accept(x, "ReLU: the input")
-        y = self.backend.empty(x.shape)
+        x = self.accept_stored(x, "ReLU: the input")
+        y = self.backend.empty(x.shape, x.dtype)
         self.backend.relu_forward(x, y)
         self.keep(y)
         return y
@@ -22,7 +22,7 @@ class ReLU(Module):
         """See `Module.backward`."""
         (y,) = self.kept()
         dy = self.accept_gradient(dy, y.shape)
-        dx = self.backend.empty(y.shape)
+        dx = self.backend.empty(y.shape, y.dtype)
         self.backend.relu_backward(dy, y, dx)
         return dx
 
@@ -54,11 +54,11 @@ class Dropout(Module):
 
     def forward(self, x: Array) -> Array:
         """See the class."""
-        x = self.backend.accept(x, "Dropout: the input")
+        x = self.accept_stored(x, "Dropout: the input")
         if not self.training or self.p == 0:
             self.keep(None, x.shape)
             return x
-        y = self.backend.empty(x.shape)
+        y = self.backend.empty(x.shape, x.dtype)
         call = self._count.draw(self.backend)
         self.backend.dropout(x, y, self.p, self.seed, 0, call)
         self.keep(call, x.shape)
@@ -70,7 +70,7 @@ class Dropout(Module):
         dy = self.accept_gradient(dy, shape)
         if call is None:
             return dy
-        dx = self.backend.empty(shape)
+        dx = self.backend.empty(shape, dy.dtype)
         self.backend.dropout(dy, dx, self.p, self.seed, 0, call)
         return dx
 

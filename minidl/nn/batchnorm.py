@@ -48,7 +48,7 @@ class BatchNorm(BatchNormState):
     def normalize(self, x: Array, relu: bool) -> Array:
         """Forward, with ReLU on the way out where `relu`; `backward` then goes back through both."""
         x = self.accept(x, *self.forms, c=self.num_features)
-        y = self.backend.empty(x.shape)
+        y = self.backend.empty(x.shape, x.dtype)
         parts, of_batch = self._compute(x, y, relu)
         self.keep(x, parts, of_batch, relu)
         return y
@@ -60,7 +60,7 @@ class BatchNorm(BatchNormState):
 
     def _back(self, x: Array, parts: Sequence[Part], of_batch: bool, relu: bool, dy: Array) -> Array:
         """Backward, given what forward kept."""
-        dx = self.backend.empty(x.shape)
+        dx = self.backend.empty(x.shape, x.dtype)
         for images, statistics in parts:
             with self._affine_gradients() as gradients:
                 given = x[images], dy[images], statistics, *self._affine(), dx[images], *gradients
@@ -70,7 +70,7 @@ class BatchNorm(BatchNormState):
     def normalize_add_relu(self, x: Array, residual: Array) -> Array:
         """The end of a residual block, max(forward(x) + residual, 0); `residual` has the shape of x."""
         x = self.accept(x, *self.forms, c=self.num_features)
-        y = self.backend.empty(x.shape)
+        y = self.backend.empty(x.shape, x.dtype)
         parts, of_batch = self._compute(x, y, True, residual)
         self.keep(x, parts, of_batch, y)
         return y
@@ -79,7 +79,7 @@ class BatchNorm(BatchNormState):
         """Back through `normalize_add_relu`: the gradients of x and of the residual."""
         x, parts, of_batch, y = self.kept()
         dy = self.accept_gradient(dy, x.shape)
-        dx, dresidual = self.backend.empty(x.shape), self.backend.empty(x.shape)
+        dx, dresidual = self.backend.empty(x.shape, x.dtype), self.backend.empty(x.shape, x.dtype)
         gamma, _ = self._affine()
         for images, statistics in parts:
             with self._affine_gradients() as gradients:
@@ -166,14 +166,14 @@ class BatchNorm(BatchNormState):
     def write(self, x: Array, normalization: Normalization) -> Array:
         """The activation that is pending."""
         statistics, gamma, beta, relu = normalization
-        y = self.backend.empty(x.shape)
+        y = self.backend.empty(x.shape, x.dtype)
         self.backend.batchnorm_apply(x, statistics, gamma, beta, y, relu)
         return y
 
     def write_add_relu(self, pending: PendingActivation, residual: Array) -> Array:
         """The end of a residual block; see `normalize_add_relu`."""
         x, (statistics, gamma, beta, _), _ = pending
-        y = self.backend.empty(x.shape)
+        y = self.backend.empty(x.shape, x.dtype)
         self.take_statistics(pending, y)
         self.backend.batchnorm_add_relu_apply(x, residual, statistics, gamma, beta, y)
         return y
@@ -204,13 +204,13 @@ class BatchNorm(BatchNormState):
         """Back through `write_add_relu`: the gradients of x, to be taken yet, and of the residual."""
         x, parts, _, y = self.kept()
         dy = self.accept_gradient(dy, x.shape)
-        dresidual, sums, statistics = self.backend.empty(x.shape), self.empty_sums(), parts[0].statistics
+        dresidual, sums, statistics = self.backend.empty(x.shape, x.dtype), self.empty_sums(), parts[0].statistics
         self.backend.batchnorm_add_relu_gradient_sums(x, y, dy, statistics, dresidual, sums)
         return PendingGradient(dresidual, x, self.normalization(statistics, relu=False), sums), dresidual
 
     def write_gradient(self, dy: PendingGradient) -> Array:
         """The gradient of x that is pending."""
-        dx = self.backend.empty(dy.x.shape)
+        dx = self.backend.empty(dy.x.shape, dy.x.dtype)
         self.backend.batchnorm_pending_gradient(dy, dx)
         return dx
 

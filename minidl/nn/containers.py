@@ -156,7 +156,7 @@ class Residual(Sequential):
         self._joined = self.joint
         if self._joined is not None:
             return self._joined.forward(main, side)
-        y = self.backend.empty(main.shape)
+        y = self.backend.empty(main.shape, main.dtype)
         self.backend.add(main, side, y)
         return y if self.activation is None else self.activation.forward(y)
 
@@ -172,7 +172,7 @@ class Residual(Sequential):
         side = around if self.downsample is None else self.downsample.backward(around)
         if main is None or side is None:
             return None  # nobody needs it; see Conv2d.input_gradient
-        dx = self.backend.empty(main.shape)
+        dx = self.backend.empty(main.shape, main.dtype)
         self.backend.add(main, side, dx)
         return dx
 
@@ -194,7 +194,7 @@ class Concat(Module):
         if len({part.shape[:-1] for part in parts}) != 1:
             shapes = ", ".join(str(tuple(part.shape)) for part in parts)
             raise ShapeError(f"Concat: the branches give {shapes}; they must agree in all axes but the last")
-        y = self.backend.empty((*parts[0].shape[:-1], sum(part.shape[-1] for part in parts)))
+        y = self.backend.empty((*parts[0].shape[:-1], sum(part.shape[-1] for part in parts)), parts[0].dtype)
         self.backend.concat(parts, y)
         self.keep([part.shape for part in parts], y.shape)
         return y
@@ -203,12 +203,12 @@ class Concat(Module):
         """See `Module.backward`."""
         shapes, whole = self.kept()
         dy = self.accept_gradient(dy, whole)
-        gradients = [self.backend.empty(shape) for shape in shapes]
+        gradients = [self.backend.empty(shape, dy.dtype) for shape in shapes]
         self.backend.split(dy, gradients)
         parts = [branch.backward(gradient) for branch, gradient in zip(self._modules.values(), gradients, strict=True)]
         if any(part is None for part in parts):
             return None  # nobody needs it; see Conv2d.input_gradient
-        dx = self.backend.empty(parts[0].shape)
+        dx = self.backend.empty(parts[0].shape, parts[0].dtype)
         self.backend.copy(parts[0], dx)
         for part in parts[1:]:
             self.backend.add(dx, part, dx)

@@ -36,11 +36,11 @@ class Add(Join):
 
     def join(self, inputs: Sequence[Array]) -> Array:
         """Raises ShapeError unless all have one shape."""
-        first, *others = (self.backend.accept(x, "Add: an input") for x in inputs)
+        first, *others = (self.accept_stored(x, "Add: an input") for x in inputs)
         for other in others:
             if other.shape != first.shape:
                 raise ShapeError(f"Add: the inputs have shapes {tuple(first.shape)} and {tuple(other.shape)}")
-        y = self.backend.empty(first.shape)
+        y = self.backend.empty(first.shape, first.dtype)
         self.backend.copy(first, y)
         for other in others:
             self.backend.add(y, other, y)
@@ -58,11 +58,11 @@ class ConcatChannels(Join):
 
     def join(self, inputs: Sequence[Array]) -> Array:
         """Raises ShapeError unless the inputs agree in all axes but the last."""
-        inputs = [self.backend.accept(x, "ConcatChannels: an input") for x in inputs]
+        inputs = [self.accept_stored(x, "ConcatChannels: an input") for x in inputs]
         if len({x.shape[:-1] for x in inputs}) != 1:
             shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
             raise ShapeError(f"ConcatChannels: the inputs have shapes {shapes}; expected equal axes but for the last")
-        y = self.backend.empty((*inputs[0].shape[:-1], sum(x.shape[-1] for x in inputs)))
+        y = self.backend.empty((*inputs[0].shape[:-1], sum(x.shape[-1] for x in inputs)), inputs[0].dtype)
         self.backend.concat(inputs, y)
         self.keep([x.shape for x in inputs], y.shape)
         return y
@@ -71,7 +71,7 @@ class ConcatChannels(Join):
         """The gradient's channels, to each input its own."""
         shapes, whole = self.kept()
         dy = self.accept_gradient(dy, whole)
-        parts = [self.backend.empty(shape) for shape in shapes]
+        parts = [self.backend.empty(shape, dy.dtype) for shape in shapes]
         self.backend.split(dy, parts)
         return parts
 
@@ -183,7 +183,7 @@ class Graph(Module):
         """Of the gradients that the readers of a value gave; in fresh memory, as a part may be another value's too."""
         if len(parts) == 1 or any(part is None for part in parts):
             return parts[0] if len(parts) == 1 else None
-        total = self.backend.empty(parts[0].shape)
+        total = self.backend.empty(parts[0].shape, parts[0].dtype)
         self.backend.add(parts[0], parts[1], total)
         for part in parts[2:]:
             self.backend.add(total, part, total)

@@ -38,7 +38,7 @@ class SampleNorm(Module):
 
     def _normalize(self, x: Array, view: tuple[int, ...], groups: int) -> Array:
         """Forward of x, which the operation takes as `view`, (n, ..., c)."""
-        y = self.backend.empty(x.shape)
+        y = self.backend.empty(x.shape, x.dtype)
         make = self.backend.empty if x.size else self.backend.zeros  # of nothing there are none
         statistics = BatchStatistics(*(make((view[0], groups)) for _ in range(4)))
         if x.size:
@@ -52,7 +52,7 @@ class SampleNorm(Module):
         """See `Module.backward`."""
         x, view, groups, statistics = self.kept()
         dy = self.accept_gradient(dy, x.shape)
-        dx = self.backend.empty(x.shape)
+        dx = self.backend.empty(x.shape, x.dtype)
         with contextlib.ExitStack() as gradients:
             wanted = [
                 None if parameter is None or not parameter.trainable else gradients.enter_context(parameter.gradient())

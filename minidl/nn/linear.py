@@ -12,7 +12,8 @@ class Conv2d(Module):
     """Two-dimensional cross-correlation, as PyTorch's Conv2d, channels last.
 
     Shapes: input (n, h, w, in_channels); output (n, ho, wo, out_channels) with
-    ho = floor((h + 2 * padding - kernel_size) / stride) + 1. Weights are held as (kh, kw, in, out) and appear in
+    ho = floor((h + 2 * padding - kernel_size) / stride) + 1. The output is stored as the device's activations are, the
+    input so or, as images that come from outside are, in its dtype. Weights are held as (kh, kw, in, out) and appear in
     `state_dict` as PyTorch's (out, in, kh, kw).
 
     Attributes:
@@ -57,7 +58,7 @@ class Conv2d(Module):
     def forward(self, x: Array) -> Array:
         """(n, h, w, in_channels) -> (n, ho, wo, out_channels). Raises ShapeError or TypeError for another input."""
         x = self.accept(x, "n h w c", c=self.in_channels)
-        y = self.backend.empty(self.output_shape(x.shape))
+        y = self.backend.empty(self.output_shape(x.shape), self.backend.activations)
         bias = None if self.bias is None else self.bias.value
         self.backend.conv2d_forward(x, self.weight.value, bias, y, self.stride, self.padding)
         self.keep(x)
@@ -74,7 +75,7 @@ class Conv2d(Module):
                 self.backend.bias_backward(dy, db)
         if not self.input_gradient:
             return None
-        dx = self.backend.empty(x.shape)
+        dx = self.backend.empty(x.shape, x.dtype)
         self.backend.conv2d_backward_input(dy, self.weight.value, dx, self.stride, self.padding)
         return dx
 
@@ -85,7 +86,7 @@ class Conv2d(Module):
         """
         raw, before = (x.x, x.normalization) if isinstance(x, PendingActivation) else (x, None)
         raw = self.accept(raw, "n h w c", c=self.in_channels)
-        y = self.backend.empty(self.output_shape(raw.shape))
+        y = self.backend.empty(self.output_shape(raw.shape), self.backend.activations)
         window = self.stride, self.padding
         self.backend.conv2d_normalized_forward(raw, before, self.weight.value, y, *window, eps, out)
         self.keep(x)
@@ -101,7 +102,7 @@ class Conv2d(Module):
             self.backend.conv2d_normalized_backward_weight(raw, before, dy, dw, *window)
         if not self.input_gradient:
             return None
-        dx = self.backend.empty(raw.shape)
+        dx = self.backend.empty(raw.shape, raw.dtype)
         if not isinstance(x, PendingActivation):
             self.backend.conv2d_normalized_backward_input(dy, self.weight.value, dx, *window, None, None, None)
             return dx

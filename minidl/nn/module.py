@@ -382,7 +382,7 @@ class Module:
 
         `sizes` gives the axes whose length is fixed. Raises ShapeError or TypeError, naming layer, given and expected.
         """
-        x = self.backend.accept(x, f"{type(self).__name__}: the input")
+        x = self.accept_stored(x, f"{type(self).__name__}: the input")
         fitting = [form.split() for form in forms if len(form.split()) == x.ndim]
         if fitting and all(sizes.get(name, size) == size for name, size in zip(fitting[0], x.shape, strict=True)):
             return x
@@ -390,12 +390,21 @@ class Module:
         wanted = " or ".join(f"({', '.join(str(sizes.get(name, name)) for name in names)})" for names in shown)
         raise ShapeError(f"{type(self).__name__}: the input has shape {tuple(x.shape)}, expected {wanted}")
 
+    def accept_stored(self, x: Array, what: str) -> Array:
+        """`x`, checked to be of this device and its dtype, or, of images, stored as its activations are.
+
+        Raises TypeError, naming it by `what`.
+        """
+        stored = self.backend.activations
+        image = getattr(x, "ndim", 0) == 4 and x.dtype == stored
+        return self.backend.accept(x, what, stored if image else None)
+
     def accept_gradient(self, dy: Array, shape: tuple[int, ...]) -> Array:
         """`dy`, checked to be like forward's output; if it is, what forward kept is forgotten.
 
         Raises ShapeError or TypeError.
         """
-        dy = self.backend.accept(dy, f"{type(self).__name__}: the gradient")
+        dy = self.accept_stored(dy, f"{type(self).__name__}: the gradient")
         if tuple(dy.shape) != tuple(shape):
             raise ShapeError(
                 f"{type(self).__name__}: the gradient has shape {tuple(dy.shape)}, expected {tuple(shape)}, "

@@ -83,7 +83,7 @@ class NoisyBatchNorm(BatchNorm):
         x, parts, of_batch, relu = self.kept()
         dy = self.accept_gradient(dy, x.shape)
         if self._call is not None:
-            noisy, dy = dy, self.backend.empty(x.shape)
+            noisy, dy = dy, self.backend.empty(x.shape, dy.dtype)
             self.backend.noise_backward(noisy, dy, self.scale, self.jitter, self.seed, 0, self._call)
         return self._back(x, parts, of_batch, relu, dy)
 

@@ -1,5 +1,6 @@
 """Padding of images by a constant, each side by itself; convolution and pooling pad opposite sides alike."""
 
+from kernels.storage import storage_of
 from minidl.backends import Array, Backend
 from minidl.nn.arguments import real_number, whole_number
 from minidl.nn.module import Module
@@ -37,9 +38,9 @@ class ConstantPad2d(Module):
     def forward(self, x: Array) -> Array:
         """(n, h, w, c) -> (n, top + h + bottom, left + w + right, c). Raises ShapeError or TypeError otherwise."""
         x = self.accept(x, "n h w c")
-        y = self.backend.zeros(self.output_shape(x.shape))
+        y = self.backend.zeros(self.output_shape(x.shape), x.dtype)
         if self.value != 0:
-            y[...] = self.value
+            y[...] = self.value if x.dtype == self.backend.dtype else storage_of(x).encode(self.value)
         self.backend.copy(x, self._inside(y, x.shape))
         self.keep(x.shape)
         return y
@@ -48,7 +49,7 @@ class ConstantPad2d(Module):
         """See `Module.backward`."""
         (shape,) = self.kept()
         dy = self.accept_gradient(dy, self.output_shape(shape))
-        dx = self.backend.empty(shape)
+        dx = self.backend.empty(shape, dy.dtype)
         self.backend.copy(self._inside(dy, shape), dx)
         return dx
 

@@ -77,7 +77,7 @@ class MaxPool2d(_Pool2d):
     def forward(self, x: Array) -> Array:
         """(n, h, w, c) -> (n, ho, wo, c). Raises ShapeError or TypeError for another input."""
         x = self.accept(x, "n h w c")
-        y = self.backend.empty(self.output_shape(x.shape))
+        y = self.backend.empty(self.output_shape(x.shape), x.dtype)
         index = self.backend.empty(y.shape, np.int32)
         self.backend.max_pool2d_forward(x, y, index, *self._window())
         self.keep(index, x.shape)
@@ -87,7 +87,7 @@ class MaxPool2d(_Pool2d):
         """See `Module.backward`."""
         index, shape = self.kept()
         dy = self.accept_gradient(dy, index.shape)
-        dx = self.backend.empty(shape)
+        dx = self.backend.empty(shape, dy.dtype)
         self.backend.max_pool2d_backward(dy, index, dx, *self._window())
         return dx
 
@@ -114,7 +114,7 @@ class AvgPool2d(_Pool2d):
     def forward(self, x: Array) -> Array:
         """(n, h, w, c) -> (n, ho, wo, c). Raises ShapeError or TypeError for another input."""
         x = self.accept(x, "n h w c")
-        y = self.backend.empty(self.output_shape(x.shape))
+        y = self.backend.empty(self.output_shape(x.shape), x.dtype)
         self.backend.avg_pool2d_forward(x, y, *self._window())
         self.keep(x.shape)
         return y
@@ -123,7 +123,7 @@ class AvgPool2d(_Pool2d):
         """See `Module.backward`."""
         (shape,) = self.kept()
         dy = self.accept_gradient(dy, self.output_shape(shape))
-        dx = self.backend.empty(shape)
+        dx = self.backend.empty(shape, dy.dtype)
         self.backend.avg_pool2d_backward(dy, dx, *self._window())
         return dx
 
@@ -136,21 +136,21 @@ class AvgPool2d(_Pool2d):
 
 
 class GlobalAvgPool2d(Module):
-    """The mean of each channel over the whole image: (n, h, w, c) -> (n, c)."""
+    """The mean of each channel over the whole image: (n, h, w, c) -> (n, c), of the device's dtype."""
 
     def forward(self, x: Array) -> Array:
         """See the class."""
         x = self.accept(x, "n h w c")
         y = self.backend.empty((x.shape[0], x.shape[3]))
         self.backend.global_avg_pool2d_forward(x, y)
-        self.keep(x.shape)
+        self.keep(x.shape, x.dtype)
         return y
 
     def backward(self, dy: Array) -> Array:
         """See `Module.backward`."""
-        (shape,) = self.kept()
+        shape, dtype = self.kept()
         dy = self.accept_gradient(dy, (shape[0], shape[3]))
-        dx = self.backend.empty(shape)
+        dx = self.backend.empty(shape, dtype)
         self.backend.global_avg_pool2d_backward(dy, dx)
         return dx
 
@@ -158,7 +158,7 @@ class GlobalAvgPool2d(Module):
 class Flatten(Module):
     """(n, h, w, c) -> (n, c*h*w), in PyTorch's order (channel, height, width), whatever the layout in memory.
 
-    So the weights of a following Linear mean the same here and in PyTorch.
+    So the weights of a following Linear mean the same here and in PyTorch. The output is of the device's dtype.
     """
 
     def forward(self, x: Array) -> Array:
@@ -167,14 +167,14 @@ class Flatten(Module):
         n, h, w, c = x.shape
         y = self.backend.empty((n, c * h * w))
         self.backend.channels_first(x, y)
-        self.keep(x.shape)
+        self.keep(x.shape, x.dtype)
         return y
 
     def backward(self, dy: Array) -> Array:
         """See `Module.backward`."""
-        (shape,) = self.kept()
+        shape, dtype = self.kept()
         n, h, w, c = shape
         dy = self.accept_gradient(dy, (n, c * h * w))
-        dx = self.backend.empty(shape)
+        dx = self.backend.empty(shape, dtype)
         self.backend.channels_last(dy, dx)
         return dx

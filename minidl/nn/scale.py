@@ -30,8 +30,8 @@ class Scale(Module):
 
     def forward(self, x: Array) -> Array:
         """See the class."""
-        x = self.backend.accept(x, "Scale: the input")
-        y = self.backend.empty(x.shape)
+        x = self.accept_stored(x, "Scale: the input")
+        y = self.backend.empty(x.shape, x.dtype)
         self.backend.scale_forward(x, self.weight.value, y)
         self.keep(x)
         return y
@@ -40,7 +40,7 @@ class Scale(Module):
         """See `Module.backward`."""
         (x,) = self.kept()
         dy = self.accept_gradient(dy, x.shape)
-        dx = self.backend.empty(x.shape)
+        dx = self.backend.empty(x.shape, x.dtype)
         with self.weight.gradient() as dweight:
             self.backend.scale_backward(x, dy, self.weight.value, dx, dweight)
         return dx

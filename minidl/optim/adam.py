@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.optimizer_numbers import adam_numbers
+from kernels.optimizer_numbers import adam_numbers, adam_still
 from minidl.backends import Array
 from minidl.nn import Parameter
 from minidl.optim.optimizer import Group, Optimizer
@@ -31,6 +31,10 @@ class Adam(Optimizer):
         """See `Optimizer.numbers`."""
         beta1, beta2 = group["betas"]
         return adam_numbers(count, group["lr"], beta1, beta2, group["eps"], group["weight_decay"], self.decoupled)
+
+    def still(self) -> np.ndarray:
+        """See `Optimizer.still`."""
+        return adam_still()
 
     def update(
         self,

@@ -202,6 +202,10 @@ class Optimizer:
         """What the update number `count`, from 1, of parameters of a group goes by; float64."""
         raise NotImplementedError
 
+    def still(self) -> np.ndarray:
+        """The numbers of an update that, with gradients of 0, changes nothing."""
+        raise NotImplementedError
+
     def rule(self, group: Group) -> Any:
         """What groups have in common that are updated together: equal where only their numbers differ."""
         return self.slots_of(group)

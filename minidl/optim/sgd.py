@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.optimizer_numbers import sgd_numbers
+from kernels.optimizer_numbers import sgd_numbers, sgd_still
 from minidl.backends import Array
 from minidl.nn import Parameter
 from minidl.optim.optimizer import Group, Optimizer
@@ -35,6 +35,10 @@ class SGD(Optimizer):
         """See `Optimizer.numbers`."""
         del count
         return sgd_numbers(group["lr"], group["momentum"], group["weight_decay"])
+
+    def still(self) -> np.ndarray:
+        """See `Optimizer.still`."""
+        return sgd_still()
 
     def rule(self, group: Group) -> Any:
         """See `Optimizer.rule`."""

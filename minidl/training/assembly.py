@@ -8,10 +8,14 @@ import numpy as np
 from minidl import models, optim
 from minidl.backends import Backend
 from minidl.data import NO_AUGMENTATION, Dataset
+from minidl.errors import ConfigError
+from minidl.models.norms import parse
 from minidl.nn import Conv2d, Linear, fuse, manual_seed
 from minidl.training.config import TrainConfig
 from minidl.training.recipe import augmentation, rates
 from minidl.training.trainer import Trainer
+
+NARROW_KINDS = "batch", "ghost", "none", "skipinit"  # normalizations whose kernels take activations in 16 bits
 
 
 def spec_of(config: TrainConfig, dataset: Dataset) -> models.Spec:
@@ -23,6 +27,7 @@ def trainer_of(
     config: TrainConfig, dataset: Dataset, backend: Backend, weights: Mapping[str, np.ndarray] | None = None
 ) -> Trainer:
     """The trainer of a run, whose model has `weights` or, by default, those that the seed gives it."""
+    require_norm_for(backend, config.norm)
     manual_seed(config.seed)
     model = models.build(*spec_of(config, dataset)).to(backend)
     if weights is not None:
@@ -52,6 +57,16 @@ def trainer_of(
         average=None if config.ema is None else optim.WeightAverage(model, config.ema),
         graph=backend.name == "cuda" if config.graph is None else config.graph,
     )
+
+
+def require_norm_for(backend: Backend, norm: str) -> None:
+    """Raise ConfigError if the device stores activations in 16 bits, and the normalization is not made for that."""
+    kind = parse(norm).kind
+    if backend.activations != backend.dtype and kind not in NARROW_KINDS:
+        raise ConfigError(
+            f"--precision {backend.precision}: --norm {norm} is not made for activations in 16 bits; use --norm "
+            f"{', '.join(NARROW_KINDS[:-1])} or {NARROW_KINDS[-1]}, or --precision tf32"
+        )
 
 
 def known(value: Any) -> Any:

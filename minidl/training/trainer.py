@@ -18,6 +18,7 @@ from minidl.schedule import Schedule
 from minidl.training.captured import CapturedSteps, require_captures
 from minidl.training.diagnosis import first_nonfinite, first_nonfinite_gradient
 from minidl.training.evaluation import ImageSource, Result, evaluate
+from minidl.training.loss_scale import loss_scale_of
 from minidl.training.monitor import Monitor
 from minidl.training.parts import parts_of, require_parts
 from minidl.training.progress import Progress, Row
@@ -88,6 +89,7 @@ class Trainer:
         self.train_source = ImageSource(dataset.train_images, dataset.train_labels, *statistics, self.backend)
         self.test_source = ImageSource(dataset.test_images, dataset.test_labels, *statistics, self.backend)
         self.criterion = CrossEntropyLoss(label_smoothing=label_smoothing, device=self.backend)
+        self.loss_scale = loss_scale_of(self.backend)
         self.progress = Progress()
         self.monitor: Monitor | None = None
         self.graph = graph
@@ -147,6 +149,9 @@ class Trainer:
         self._log.clear()
         self._unread.clear()
         others = [*self._plan.arrays(), *self._log.arrays()]
+        if self.loss_scale is not None:
+            self.loss_scale.prepare(self.optimizer, self._plan.of_optimizer(self.optimizer))
+            others += self.loss_scale.arrays()
         options = self.clip, self.accumulate, self.augmentation, self.seed, self._plan.rows_of(self.optimizer)
         good_for = options, signature(self.model, self.criterion, self.optimizer, self.average, others)
         self._captured.begin(HostCounts(self.model, self.optimizer, self.average), good_for)
@@ -189,11 +194,14 @@ class Trainer:
         self.optimizer.zero_grad()
         for part in self._parts(images):
             self._back_and_forth(index[part], (part.stop - part.start) / images, look)
+        numbers = self._plan.of_optimizer(self.optimizer)
+        if self.loss_scale is not None:
+            self.loss_scale.settle(self.model, numbers)
         if self.monitor is not None:
             self.monitor.gradients(self.model)
         if self.clip is not None:
             self._clip_gradients(self.clip, look)
-        self.optimizer.step(self._plan.of_optimizer(self.optimizer))
+        self.optimizer.step(numbers)
         if self.average is not None:
             self.average.update(self._plan.of_average())
 
@@ -242,6 +250,8 @@ class Trainer:
             if share not in self._shares:
                 self._shares[share] = self.backend.array(np.array(share))
             self.backend.scale_forward(dlogits, self._shares[share], dlogits)
+        if self.loss_scale is not None:
+            self.loss_scale.scale(dlogits)
         self.model.backward(dlogits)
         self._log.append(logits, targets, loss)
 
@@ -277,11 +287,16 @@ class Trainer:
     # The state, for checkpoints.
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Weights, buffers, the optimizer's state and the averages: "model.NAME", "optimizer.NAME", "average.NAME"."""
+        """Weights, buffers, the optimizer's state and the averages: "model.NAME", "optimizer.NAME", "average.NAME".
+
+        With loss scaling "loss_scale.state", too.
+        """
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors.update({f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()})
         if self.average is not None:
             tensors.update({f"average.{name}": value for name, value in self.average.state_dict().items()})
+        if self.loss_scale is not None:
+            tensors["loss_scale.state"] = self.backend.numpy(self.loss_scale.state)
         return tensors
 
     def counters(self) -> dict[str, Any]:
@@ -295,6 +310,8 @@ class Trainer:
         self.optimizer.load_state_dict(_part(tensors, "optimizer."))
         if self.average is not None:
             self.average.load_state_dict(_part(tensors, "average."))
+        if self.loss_scale is not None and "loss_scale.state" in tensors:  # not of a run in another precision
+            self.loss_scale.load(tensors["loss_scale.state"])
         self.progress = Progress(**counters["progress"])
         self._captured.forget()
         for name, layer in _drawing(self.model):

@@ -36,6 +36,7 @@ def test_a_precision_belongs_to_the_device() -> None:
     assert get_backend("emulator", precision="fp32") is get_backend("emulator") is not tf32
     assert pickle.loads(pickle.dumps(tf32)) is tf32
     assert get_backend("cpu", 2, "fp32") is get_backend("cpu", 2)
+    assert get_backend("emulator", precision="bf16").describe().endswith(", in BF16")
 
 
 @pytest.mark.parametrize("name", ["cpu", "reference"])
@@ -43,11 +44,25 @@ def test_a_precision_that_a_device_has_not_is_refused(monkeypatch, name: str) ->
     there = "; device cuda and device emulator have it"
     with pytest.raises(ConfigError, match=f"^--precision tf32: device {name} computes in fp32 only{there}$"):
         get_backend(name, precision="tf32")
-    with pytest.raises(ConfigError, match=r"^--precision bf16: device emulator computes in fp32 or tf32 only$"):
-        get_backend("emulator", precision="bf16")
+    with pytest.raises(
+        ConfigError, match=r"^--precision fp8: device emulator computes in fp32, tf32, bf16, fp16 only$"
+    ):
+        get_backend("emulator", precision="fp8")
     monkeypatch.setattr(backends, "why_no_cuda", lambda: "there is none")
     with pytest.raises(ConfigError, match=r"^--precision tf32: device cpu computes in fp32 only"):
         choose("auto", precision="tf32")
+
+
+def test_how_activations_are_stored() -> None:
+    kept = {"fp32": np.float32, "tf32": np.float32, "bf16": np.uint16, "fp16": np.float16}
+    for precision, dtype in kept.items():
+        backend = get_backend("emulator", precision=precision)
+        assert backend.activations == dtype
+        assert backend.dtype == np.float32
+        with in_precision(backend, "fp32"):
+            assert backend.activations == np.float32
+    assert get_backend("cpu").activations == np.float32
+    assert get_backend("reference").activations == np.float64
 
 
 def test_a_precision_for_a_while() -> None:

@@ -15,6 +15,7 @@ from kernels.batchnorm.masked_sums import batchnorm_mask_and_sum_gradients_vecto
 from kernels.batchnorm.statistics import batchnorm_sum_shifted_scalar, batchnorm_sum_shifted_vector
 from kernels.emulator import emulate
 from kernels.launch import Kernel
+from kernels.storage import FLOAT32
 
 ROWS, CHANNELS = 9, 2**29  # row 8 starts at element 2^32
 SEEN = 64  # channels that the first block computes, at the least
@@ -58,7 +59,7 @@ def seen(*arrays: Array) -> list[Array]:
 def test_statistics(rng, sparse, factory) -> None:
     x, partial = sparse(ROWS, CHANNELS), sparse(3, CHANNELS)
     ordinary(rng, x)
-    first_block(factory(CHANNELS, int64), x, partial, ROWS, 16)
+    first_block(factory(CHANNELS, int64, FLOAT32), x, partial, ROWS, 16)
     (rows,), ((shift, total, square),) = seen(x), seen(partial)
     assert_allclose(shift + total / ROWS, rows.mean(axis=0), atol=1e-6)
     assert_allclose((square - total**2 / ROWS) / ROWS, rows.var(axis=0), rtol=1e-6)
@@ -71,10 +72,10 @@ def test_apply(rng, sparse, residual: bool) -> None:
     ordinary(rng, x, other, shift, delta, inv_std)
     parameters = shift, delta, inv_std, inv_std, inv_std
     if residual:
-        kernel = batchnorm_add_relu_apply_vector(CHANNELS, False, int64)
+        kernel = batchnorm_add_relu_apply_vector(CHANNELS, False, int64, FLOAT32)
         first_block(kernel, x, other, *parameters, y, ROWS, 16, 1)
     else:
-        first_block(batchnorm_apply_vector(CHANNELS, False, False, int64), x, *parameters, y, ROWS, 16, 1)
+        first_block(batchnorm_apply_vector(CHANNELS, False, False, int64, FLOAT32), x, *parameters, y, ROWS, 16, 1)
     a, b, got, k, d, scale = seen(x, other, y, shift, delta, inv_std)
     expected = ((a - k) - d) * scale
     expected = np.maximum(expected + b, 0) if residual else expected
@@ -89,12 +90,12 @@ def test_backward(rng, sparse, residual: bool) -> None:
     partial = sparse(2, CHANNELS)
     ordinary(rng, x, y, dy, shift, delta, inv_std, mean_g, slope)
     if residual:
-        kernel = batchnorm_mask_and_sum_gradients_vector(CHANNELS, int64)
+        kernel = batchnorm_mask_and_sum_gradients_vector(CHANNELS, int64, FLOAT32)
         first_block(kernel, x, y, dy, shift, delta, dresidual, partial, ROWS, 16)
     else:
-        kernel = batchnorm_sum_gradients_vector(CHANNELS, False, False, int64)
+        kernel = batchnorm_sum_gradients_vector(CHANNELS, False, False, int64, FLOAT32)
         first_block(kernel, x, dy, shift, delta, inv_std, inv_std, inv_std, partial, ROWS, 16)
-    kernel = batchnorm_backward_vector(CHANNELS, False, True, False, int64)
+    kernel = batchnorm_backward_vector(CHANNELS, False, True, False, int64, FLOAT32)
     first_block(kernel, x, dy, shift, delta, inv_std, inv_std, inv_std, mean_g, slope, dx, ROWS, 16, 1)
 
     a, b, g, k, d, scale, mean, factor = seen(x, y, dy, shift, delta, inv_std, mean_g, slope)

@@ -15,6 +15,7 @@ from kernels.batchnorm.partial_statistics import batchnorm_finish_statistics
 from kernels.batchnorm.statistics import batchnorm_sum_shifted_scalar, batchnorm_sum_shifted_vector
 from kernels.errors import ShapeError
 from kernels.launch import blocks_for
+from kernels.storage import FLOAT32
 from minidl.lab.budget import TINY, U
 from minidl.lab.inputs import FAMILIES
 from minidl.lab.operations.batchnorm_bounds import GIVEN, backward_bounds, elements
@@ -120,7 +121,7 @@ def test_statistics_of_threads_with_many_chunks(rng, factory, index, span: int) 
     x[:4] = 0  # outliers
     blocks = blocks_for(len(x), span)
     partial, out = blank((3, blocks, 8)), outputs(8)
-    RUN(factory(8, index), x, partial, len(x), span)
+    RUN(factory(8, index, FLOAT32), x, partial, len(x), span)
     RUN(batchnorm_finish_statistics(), partial, *out, blocks, 8, len(x), span, EPS)
     assert_right(out, x)
 
@@ -131,7 +132,7 @@ def test_more_blocks_than_the_last_launch_has_rows(rng, shape) -> None:
     span = 16 if shape[-1] == 1 else 64
     blocks = blocks_for(len(x), span)
     partial, out = blank((3, blocks, shape[-1])), outputs(shape[-1])
-    RUN(batchnorm_sum_shifted_scalar(shape[-1], uint32), placed(x), partial, len(x), span)
+    RUN(batchnorm_sum_shifted_scalar(shape[-1], uint32, FLOAT32), placed(x), partial, len(x), span)
     RUN(batchnorm_finish_statistics(), partial, *out, blocks, shape[-1], len(x), span, EPS)
     assert_right(out, x)
 
@@ -249,7 +250,7 @@ def test_sums_of_threads_with_many_chunks(rng, factory, index, span: int) -> Non
     blocks = blocks_for(len(x), span)
     partial = blank((2, blocks, 8))
     dgamma, dbeta, mean_g, slope = (blank((8,)) for _ in range(4))
-    RUN(factory(8, True, False, index), x, dy, zeros, zeros, ones, ones, zeros, partial, len(x), span)
+    RUN(factory(8, True, False, index, FLOAT32), x, dy, zeros, zeros, ones, ones, zeros, partial, len(x), span)
     RUN(batchnorm_finish_gradients(), partial, ones, dgamma, dbeta, mean_g, slope, blocks, 8, len(x))
     assert_array_equal(dbeta, dy.sum(axis=0))
     assert_array_equal(dgamma, (dy * x).sum(axis=0))

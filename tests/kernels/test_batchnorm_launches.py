@@ -16,6 +16,7 @@ from kernels.emulator import launch as emulation
 from kernels.emulator.counts import CountingObserver
 from kernels.errors import ShapeError, TechniqueError
 from kernels.run_emulated import EmulatorRunner
+from kernels.storage import FLOAT32
 
 Array = np.ndarray
 
@@ -100,9 +101,9 @@ def test_of_each_stretch_the_second_pass_reads_the_end_first(operation: str, mon
     rows, stretch, groups, c = 3 * 512 + 100, 512, 2, [blank((64,)) for _ in range(7)]
     x, y = blank((rows, 64)), blank((rows, 64))
     if operation == "apply":
-        arrays = (batchnorm_apply_vector(64, True, True, uint32), x, *c[:5], y)
+        arrays = (batchnorm_apply_vector(64, True, True, uint32, FLOAT32), x, *c[:5], y)
     else:
-        arrays = (batchnorm_backward_vector(64, True, True, True, uint32), x, x, *c, y)
+        arrays = (batchnorm_backward_vector(64, True, True, True, uint32, FLOAT32), x, x, *c, y)
     EmulatorRunner(counts=True)(*arrays, rows, stretch, groups)
     first = min(seen)
     visited = [row - first for row in seen]

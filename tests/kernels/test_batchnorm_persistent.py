@@ -18,6 +18,7 @@ from kernels.chip import HOPPER, Chip
 from kernels.compile import ToolkitError
 from kernels.errors import ShapeError, TechniqueError
 from kernels.run_emulated import EmulatorRunner
+from kernels.storage import FLOAT32
 from minidl.lab.machine_code import examine
 
 Array = np.ndarray
@@ -179,7 +180,7 @@ def test_a_batch_size_nearby_compiles_nothing_new() -> None:
 @pytest.mark.parametrize("groups", [1, 3, 8, 9, 130])
 def test_all_rows_have_a_place_and_all_blocks_are_resident(groups: int, width: int, tensors: int) -> None:
     for rows in (1, 100, 5000, 123456):
-        found = residency(HOPPER, groups * width, width, rows, tensors)
+        found = residency(HOPPER, groups * width, width, rows, tensors, FLOAT32)
         if found is None:
             continue
         parts, kept, span = found
@@ -188,7 +189,7 @@ def test_all_rows_have_a_place_and_all_blocks_are_resident(groups: int, width: i
         assert -(-span // parts.depth) <= {1: 32, 2: 16}[tensors] + kept
         merging = 4 * 256 * (4 * width + 1)
         assert merging + 4 * 256 * width * kept * tensors <= HOPPER.shared_bytes - 1024
-    sizes = [residency(HOPPER, 64, 4, rows, tensors) is not None for rows in range(1000, 400_000, 1000)]
+    sizes = [residency(HOPPER, 64, 4, rows, tensors, FLOAT32) is not None for rows in range(1000, 400_000, 1000)]
     assert all(a or not b for a, b in pairwise(sizes))  # what fits, fits with fewer rows
     assert (sizes.count(True) * 1000 * 64 * 4) / 1e6 > {1: 42, 2: 21}[tensors]
 
@@ -239,12 +240,12 @@ def test_it_is_replayed_in_a_graph(rng) -> None:
 
 def test_all_that_a_hopper_holds_is_in_registers_and_shared_memory() -> None:
     x = np.empty((128 * 32 * 32, 64), np.float32)
-    of_one, of_two = resident(Recorder(), x, tensors=1), resident(Recorder(), x[:60000], tensors=2)
+    of_one, of_two = resident(Recorder(), FLOAT32, x, tensors=1), resident(Recorder(), FLOAT32, x[:60000], tensors=2)
     assert of_one is not None
     assert of_two is not None
     kernels = [
-        batchnorm_forward_persistent_vector(64, True, True, True, of_one.kept, uint32),
-        batchnorm_backward_persistent_vector(64, True, True, True, of_two.kept, uint32),
+        batchnorm_forward_persistent_vector(64, True, True, True, of_one.kept, uint32, FLOAT32),
+        batchnorm_backward_persistent_vector(64, True, True, True, of_two.kept, uint32, FLOAT32),
     ]
     try:
         found = examine(kernels, "sm_90")

@@ -17,6 +17,7 @@ from kernels.choice import Chosen
 from kernels.compile import ToolkitError
 from kernels.errors import TechniqueError
 from kernels.run_emulated import EmulatorRunner
+from kernels.storage import FLOAT32
 from minidl.lab.machine_code import examine
 
 Array = np.ndarray
@@ -125,9 +126,9 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
 
 
 def test_all_that_a_hopper_holds_is_in_registers_and_shared_memory() -> None:
-    found = resident(Recorder(), np.empty((60_000, 64), np.float32), tensors=2)
+    found = resident(Recorder(), FLOAT32, np.empty((60_000, 64), np.float32), tensors=2)
     assert found is not None
-    kernel = batchnorm_add_relu_backward_persistent_vector(64, True, True, found.kept, uint32)
+    kernel = batchnorm_add_relu_backward_persistent_vector(64, True, True, found.kept, uint32, FLOAT32)
     try:
         (code,) = examine([kernel], "sm_90")
     except ToolkitError as error:

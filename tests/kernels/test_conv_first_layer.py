@@ -25,6 +25,7 @@ from kernels.conv.geometry import Geometry
 from kernels.errors import TechniqueError
 from kernels.run_dry import DryRunner
 from kernels.run_emulated import EmulatorRunner
+from kernels.storage import FLOAT32
 
 FORWARD, BACKWARD = "conv2d_forward_{}_first_layer", "conv2d_backward_weight_{}_first_layer"
 
@@ -102,11 +103,11 @@ def test_indices_of_64_bits_and_several_tiles_a_block(rng: np.random.Generator, 
     x, w, bias, dy = whole(rng, *layer.shapes)
     tile, share, run = tile_of(layer.geometry, 4), share_of(layer.geometry, 4), EmulatorRunner()
     y = blank(dy.shape)
-    run(conv2d_forward_vector_first_layer(tile, layer.geometry, True, int64), x, w, bias, y, len(x), 2)
+    run(conv2d_forward_vector_first_layer(tile, layer.geometry, True, int64, FLOAT32), x, w, bias, y, len(x), 2)
     assert_array_equal(y, conv2d_forward_reference(x, w, bias, *layer.window))
     parts = -(-share.tiles(layer.geometry, len(x)) // 3)
     dw = blank((parts, *w.shape))
-    run(conv2d_backward_weight_vector_first_layer(share, layer.geometry, int64), x, dy, dw, len(x), 3)
+    run(conv2d_backward_weight_vector_first_layer(share, layer.geometry, int64, FLOAT32), x, dy, dw, len(x), 3)
     assert_array_equal(dw.sum(axis=0), conv2d_backward_weight_reference(x, dy, w.shape, *layer.window))
 
 
@@ -167,7 +168,7 @@ def test_what_it_cannot_take(rng: np.random.Generator, layer: Layer, why: str) -
 def test_a_precision_that_is_none_is_refused_of_a_first_layer_too(rng: np.random.Generator) -> None:
     x, w, bias, dy = whole(rng, *LAYERS[5].shapes)
     for host, arrays in ((conv2d_forward, (x, w, bias, dy)), (conv2d_backward_weight, (x, dy, w))):
-        with pytest.raises(ValueError, match="precision 'tf23' is given, expected fp32 or tf32"):
+        with pytest.raises(ValueError, match="precision 'tf23' is given, expected fp32, tf32, bf16 or fp16"):
             host(EmulatorRunner(), *arrays, *LAYERS[5].window, precision="tf23")
 
 

@@ -27,6 +27,7 @@ from kernels.conv.implicit_gemm import (
 from kernels.errors import ShapeError
 from kernels.matmul.tiles import TILES, Tile, slices_of
 from kernels.run_emulated import EmulatorRunner
+from kernels.storage import FLOAT32
 from kernels.window import output_size
 
 TECHNIQUES = "direct", "implicit_gemm"  # which take everything
@@ -123,13 +124,13 @@ def test_every_tile_with_indices_of_64_bits_and_in_slices(rng, tile: Tile) -> No
         return np.empty((slices_of(depth, span), *shape), np.float32)
 
     y = slices(case.geometry.taps, case.y)
-    run(conv2d_forward_implicit_gemm(tile, case.geometry, True, int64), x, w, bias, y, n, span)
+    run(conv2d_forward_implicit_gemm(tile, case.geometry, True, int64, FLOAT32, FLOAT32), x, w, bias, y, n, span)
     assert_array_equal(y.sum(axis=0), conv2d_forward_reference(x, w, bias, *case.window))
     dx = slices(case.geometry.input_products()[2], case.x)
-    run(conv2d_backward_input_implicit_gemm(tile, case.geometry, int64), dy, w, dx, n, span)
+    run(conv2d_backward_input_implicit_gemm(tile, case.geometry, int64, FLOAT32, FLOAT32), dy, w, dx, n, span)
     assert_array_equal(dx.sum(axis=0), conv2d_backward_input_reference(dy, w, x.shape, *case.window))
     dw = slices(n * case.geometry.ho * case.geometry.wo, case.w)
-    run(conv2d_backward_weight_implicit_gemm(tile, case.geometry, int64), x, dy, dw, n, span)
+    run(conv2d_backward_weight_implicit_gemm(tile, case.geometry, int64, FLOAT32, FLOAT32), x, dy, dw, n, span)
     assert_array_equal(dw.sum(axis=0), conv2d_backward_weight_reference(x, dy, w.shape, *case.window))
 
 
@@ -138,11 +139,11 @@ def test_direct_with_indices_of_64_bits(rng) -> None:
     x, w, bias, dy = (whole(rng, shape) for shape in (case.x, case.w, (case.c_out,), case.y))
     y, dx, dw = np.empty_like(dy), np.empty_like(x), np.empty((2, *w.shape), np.float32)
     run, rows = EmulatorRunner(), n * case.geometry.ho * case.geometry.wo
-    run(conv2d_forward_direct(case.geometry, True, int64), x, w, bias, y, n)
+    run(conv2d_forward_direct(case.geometry, True, int64, FLOAT32, FLOAT32), x, w, bias, y, n)
     assert_array_equal(y, conv2d_forward_reference(x, w, bias, *case.window))
-    run(conv2d_backward_input_direct(case.geometry, int64), dy, w, dx, n)
+    run(conv2d_backward_input_direct(case.geometry, int64, FLOAT32, FLOAT32), dy, w, dx, n)
     assert_array_equal(dx, conv2d_backward_input_reference(dy, w, x.shape, *case.window))
-    run(conv2d_backward_weight_direct(case.geometry, int64), x, dy, dw, n, rows - 5, 2)
+    run(conv2d_backward_weight_direct(case.geometry, int64, FLOAT32, FLOAT32), x, dy, dw, n, rows - 5, 2)
     assert_array_equal(dw.sum(axis=0), conv2d_backward_weight_reference(x, dy, w.shape, *case.window))
 
 

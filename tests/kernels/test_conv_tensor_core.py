@@ -75,5 +75,5 @@ def test_tensor_cores_are_taken_where_tf32_is_asked_for() -> None:
             f"conv2d_backward_weight_{kernel}"
         ]
     assert launched(conv2d_forward, x, w, None, y, *case.window) == ["conv2d_forward_implicit_gemm"]
-    with pytest.raises(ValueError, match="precision 'half' is given, expected fp32 or tf32"):
+    with pytest.raises(ValueError, match="precision 'half' is given, expected fp32, tf32, bf16 or fp16"):
         conv2d_forward(EmulatorRunner(), x, w, None, y, *case.window, precision="half")

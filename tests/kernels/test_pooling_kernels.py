@@ -12,6 +12,7 @@ from kernels.errors import ShapeError, TechniqueError
 from kernels.pooling.geometry import Geometry
 from kernels.pooling.tile import ITEMS, SHARED, backward_tile, forward_tile
 from kernels.run_dry import DryRunner
+from kernels.storage import FLOAT32
 from kernels.window import output_size
 
 U = 2.0**-24
@@ -225,8 +226,8 @@ def test_both_index_types(rng, index) -> None:
     geometry = pooling.geometry.Geometry(*pool.x[1:], *pool[1:])
     y, place, dx = blank(pool.y), blank(pool.y, dtype=np.int32), blank(pool.x)
     for technique in ("scalar", "vector", "tiled"):
-        forward = getattr(pooling.maximum, f"max_pool2d_forward_{technique}")(index, geometry)
-        backward = getattr(pooling.maximum, f"max_pool2d_backward_{technique}")(index, geometry)
+        forward = getattr(pooling.maximum, f"max_pool2d_forward_{technique}")(index, geometry, FLOAT32)
+        backward = getattr(pooling.maximum, f"max_pool2d_backward_{technique}")(index, geometry, FLOAT32)
         RUN(forward, x, y, place, len(x) if technique == "tiled" else y.size)
         RUN(backward, dy, place, dx, len(x) if technique == "tiled" else dx.size)
         expected_y, expected_place = pooling.max_pool2d_forward_reference(x, *pool[1:])

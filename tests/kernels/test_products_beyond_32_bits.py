@@ -27,6 +27,7 @@ from kernels.launch import Kernel
 from kernels.matmul import matmul_tiled, tensor_tiles
 from kernels.matmul.tiles import SMALL
 from kernels.run_emulated import EmulatorRunner
+from kernels.storage import FLOAT32
 
 EDGE = 2**16
 TECHNIQUES = "direct", "implicit_gemm"  # which take any number of channels
@@ -121,7 +122,7 @@ def test_a_tile_is_written_to_a_large_output(sparse: Sparse) -> None:
     w, y = sparse(1, 1, 1, FAR), sparse(1, 4, 4, FAR)
     w[..., :16] = ramp(16)
     geometry = Geometry(4, 4, 1, 1, 1, FAR, 1, 1, 0, 0)
-    kernel = conv2d_forward_implicit_gemm(SMALL, geometry, False, int64)
+    kernel = conv2d_forward_implicit_gemm(SMALL, geometry, False, int64, FLOAT32, FLOAT32)
     first_block(kernel, ramp(1, 4, 4, 1), w, np.empty(0, np.float32), y, 1, SMALL.depth)
     assert_array_equal(y.reshape(16, FAR)[:, :17], np.outer(ramp(16), [*ramp(16), 0]))
 
@@ -129,7 +130,9 @@ def test_a_tile_is_written_to_a_large_output(sparse: Sparse) -> None:
 def test_a_tile_of_a_large_input_gradient(sparse: Sparse) -> None:
     w, dx = sparse(1, 1, FAR, 1), sparse(1, 4, 4, FAR)
     w[0, 0, :16, 0] = ramp(16)
-    kernel = conv2d_backward_input_implicit_gemm(SMALL, Geometry(4, 4, FAR, 1, 1, 1, 1, 1, 0, 0), int64)
+    kernel = conv2d_backward_input_implicit_gemm(
+        SMALL, Geometry(4, 4, FAR, 1, 1, 1, 1, 1, 0, 0), int64, FLOAT32, FLOAT32
+    )
     first_block(kernel, ramp(1, 4, 4, 1), w, dx, 1, SMALL.depth)
     assert_array_equal(dx.reshape(16, FAR)[:, :17], np.outer(ramp(16), [*ramp(16), 0]))
 
@@ -137,7 +140,9 @@ def test_a_tile_of_a_large_input_gradient(sparse: Sparse) -> None:
 def test_a_tile_of_a_large_weight_gradient(sparse: Sparse) -> None:
     dy, dw = sparse(1, 1, 1, FAR), sparse(4, 4, 1, FAR)
     dy[..., :16] = ramp(16)
-    kernel = conv2d_backward_weight_implicit_gemm(SMALL, Geometry(4, 4, 1, 4, 4, FAR, 1, 1, 0, 0), int64)
+    kernel = conv2d_backward_weight_implicit_gemm(
+        SMALL, Geometry(4, 4, 1, 4, 4, FAR, 1, 1, 0, 0), int64, FLOAT32, FLOAT32
+    )
     first_block(kernel, ramp(1, 4, 4, 1), dy, dw, 1, SMALL.depth)
     assert_array_equal(dw.reshape(16, FAR)[:, :17], np.outer(ramp(16), [*ramp(16), 0]))
 
@@ -168,5 +173,5 @@ def test_a_tile_of_a_product_of_large_factors(sparse: Sparse, a_transposed: bool
 def test_columns_of_a_large_matrix(sparse: Sparse) -> None:
     x, sums = sparse(16, FAR), sparse(1, FAR)
     x[:, :32] = ramp(16, 32)
-    first_block(sum_columns_of_chunks(32, int64), x, sums, 16, FAR, 16)
+    first_block(sum_columns_of_chunks(32, int64, FLOAT32), x, sums, 16, FAR, 16)
     assert_array_equal(sums[0, :33], [*ramp(16, 32).sum(axis=0), 0])

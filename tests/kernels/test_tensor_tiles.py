@@ -63,5 +63,6 @@ def test_the_precision_says_what_comes_first() -> None:
     own, exact = ("tensor_core", True, ""), ("tiled", True, "")
     assert in_order("tf32", own, exact) == (own, exact)
     assert in_order("fp32", own, exact) == (exact, own)
-    with pytest.raises(ValueError, match="precision 'bf16' is given, expected fp32 or tf32"):
-        in_order("bf16", own, exact)
+    assert in_order("bf16", own, exact) == in_order("fp16", own, exact) == (own, exact)
+    with pytest.raises(ValueError, match="precision 'int8' is given, expected fp32, tf32, bf16 or fp16"):
+        in_order("int8", own, exact)

@@ -27,7 +27,7 @@ ACTIVATION = "kernels/activation.py"
 APPLY, BACKWARD = "kernels/batchnorm/apply.py", "kernels/batchnorm/backward.py"
 ADDING, RUNNING = "kernels/batchnorm/adding.py", "kernels/batchnorm/running.py"
 SPLIT, STATISTICS = "kernels/batchnorm/split.py", "kernels/batchnorm/statistics.py"
-MERGING = "kernels/batchnorm/merging.py"
+MERGING, HELD = "kernels/batchnorm/merging.py", "kernels/batchnorm/held.py"
 PERSISTENT = "kernels/batchnorm/persistent.py", "kernels/batchnorm/resident_gradients.py"
 AVERAGE, GLOBAL = "kernels/pooling/average.py", "kernels/pooling/global_average.py"
 DIVISOR = "kernels/pooling/divisor.py"
@@ -61,11 +61,17 @@ SYNCHRONISATION = (
     Bug("random-words-of-the-first-four-for-all-eight", "R14: a vector's lanes confused", "kernels/dropout.py",
         "                number = block + k\n", "                number = block + 0\n",
         "dropout", "vector", "ordinary/127x17/p-0.1*bfloat16", "y"),
+    Bug("lower-half-of-a-word-taken-for-both", "R14: a vector's lanes confused", HELD,
+        "uint32((j & 1) << 4)", "uint32((j & 2) << 3)",
+        "batchnorm_statistics", "vector", "ordinary/9x136/bfloat16", "mean"),
+    Bug("halves-of-kept-words-swapped", "R14: a vector's lanes confused", HELD,
+        "pack(values[2 * k], values[2 * k + 1])", "pack(values[2 * k + 1], values[2 * k])",
+        "batchnorm_add_relu_backward", "persistent", "ordinary/9x136/training/bfloat16", "dx"),
     Bug("first-channel-of-four-taken-for-all", "R14: a vector's lanes confused", STATISTICS,
-        " - values[j]\n", " - values[0]\n",
+        " - number(values, 0, j)\n", " - number(values, 0, 0)\n",
         "batchnorm_statistics", "vector", "*/131x8", "var"),
     Bug("vector-load-of-an-offset-view-in-statistics", "R16: onnxruntime PR15054", SPLIT,
-        '{"channels": channels}, x=x, **others)', '{"channels": channels})',
+        '{"channels": channels}, storage.wide, x=x, **others)', '{"channels": channels}, storage.wide)',
         "batchnorm_statistics", "vector", "ordinary/2x8x16x16/offset", "MisalignedAccess"),
     Bug("second-block-of-channels-forgotten", "R3: grids of one dimension", STATISTICS,
         "(cuda.blockIdx.y * lanes + thread % lanes) * width", "thread % lanes * width",
@@ -142,20 +148,20 @@ MEMORY = (
         '"relu_forward", technique, {}, storage.wide, x=x, y=y)', '"relu_forward", technique, {}, storage.wide)',
         "relu_forward", "vector", "ordinary/127x17/offset", "MisalignedAccess"),
     Bug("vector-load-on-an-offset-residual", "R16: mlx PR2433", APPLY,
-        "x, residual=residual, y=y,", "x, y=y,",
+        'others = {"residual": residual, "y": y,', 'others = {"y": y,',
         "batchnorm_add_relu_apply", "vector", "residual-off/*", "MisalignedAccess"),
     Bug("vector-load-on-an-offset-output-of-a-block", "R16: mlx PR2433", BACKWARD,
         '{"y": y, "dy": dy,', '{"dy": dy,',
         "batchnorm_add_relu_backward", "vector", "y-off/*", "MisalignedAccess"),
     Bug("vector-load-on-an-offset-view-of-images", "R16: mlx PR2433", MAXIMUM,
-        '"max_pool2d_forward", technique, geometry.c, of_tile, **arrays)',
-        '"max_pool2d_forward", technique, geometry.c, of_tile)',
+        '"max_pool2d_forward", technique, geometry.c, of_tile, storage.wide, **arrays)',
+        '"max_pool2d_forward", technique, geometry.c, of_tile, storage.wide)',
         "max_pool2d_forward", "vector", "*/offset", "MisalignedAccess"),
     Bug("vector-load-on-an-offset-view-of-averages", "R16: mlx PR2433", AVERAGE,
-        "backward_option(geometry, 1), dy=dy, dx=dx)", "backward_option(geometry, 1))",
+        "of_tile, storage.wide, dy=dy, dx=dx)", "of_tile, storage.wide)",
         "avg_pool2d_backward", "vector", "*/offset", "MisalignedAccess"),
     Bug("vector-load-on-an-offset-view-of-means", "R16: mlx PR2433", GLOBAL,
-        ', {"channels": c}, dy=dy, dx=dx)', ', {"channels": c})',
+        ', {"channels": c}, wide, dy=dy, dx=dx)', ', {"channels": c}, wide)',
         "global_avg_pool2d_backward", "vector", "*/offset", "MisalignedAccess"),
     Bug("vector-load-on-an-offset-part", "R16: mlx PR2433", CHANNELS,
         "technique, counted, storage.wide, **moved)", "technique, counted, storage.wide)",
@@ -205,7 +211,7 @@ SUMS_OF_PARTS = (
         "start + k * 4 * BLOCK", "start + k * 5 * BLOCK",
         "all_finite", "vector", "nan/64x8260/*", "finite"),
     Bug("slice-dropped", "NVIDIA/cutlass#876", CONV,
-        "        sum_columns(run, partial, result)\n", "        sum_columns(run, partial[:-1], result)\n",
+        "        merge(run, partial, result)\n", "        merge(run, partial[:-1], result)\n",
         "conv2d_backward_weight", "implicit_gemm", "ordinary/x5x28x28x16", "dw"),
     Bug("bias-in-every-slice", "NVIDIA/TensorRT-LLM PR12686", "kernels/matmul/tiled.py",
         "        if with_bias and part == 0:\n", "        if with_bias:\n",
@@ -239,10 +245,10 @@ NUMBERS = (
         "running_mean, running_var, shift.size, unbiased, 1 - number)",
         "batchnorm_update_running", DEFAULT, "ordinary/rows-3/*", "running_mean"),
     Bug("stale-statistics", "R21: cudnn-frontend PR483", STATISTICS,
-        "    run(factory(channels, index_type(x.size)), x, partial, rows, span)\n",
+        "    run(factory(channels, index_type(x.size), storage), x, partial, rows, span)\n",
         "    known = vars(batchnorm_statistics).setdefault('known', {})\n"
         "    if x.shape not in known:\n"
-        "        run(factory(channels, index_type(x.size)), x, partial, rows, span)\n"
+        "        run(factory(channels, index_type(x.size), storage), x, partial, rows, span)\n"
         "    partial = known.setdefault(x.shape, partial)\n",
         "batchnorm_layer", DEFAULT, "mean-1e*/1x7x11x5", "mean"),
     Bug("evaluation-backward-through-batch-statistics", "R13: pytorch#586, mxnet#9580", BACKWARD,
@@ -252,7 +258,7 @@ NUMBERS = (
         "subtracted, dx, (affine, training, False))", "subtracted, dx, (affine, True, False))",
         "batchnorm_add_relu_backward", "vector", "ordinary/2x8x16x16/evaluation*", "dx"),
     Bug("mean-of-squares-less-square-of-mean", "R10: tt-metal#45968, tensorflow PR25115", STATISTICS,
-        "near = values[j] + chunk_shift[j] / m\n", "near = float32(0)\n",
+        "near = number(values, 0, j) + chunk_shift[j] / m\n", "near = float32(0)\n",
         "batchnorm_statistics", "scalar", "mean-1e4-std-1e-2/130x3", "var"),
     Bug("nan-of-zero-times-log-zero", "R17: pytorch#39846", LOSS,
         "                    if wanted != float32(0) or math.isnan(log_p):  # 0 * log 0 is 0\n",
@@ -279,7 +285,7 @@ NUMBERS = (
         'LOWEST = float("-inf")\n', "LOWEST = -3.4028234663852886e38\n",
         "max_pool2d_forward", "vector", "all-minus-inf/x2x9x7x12*", "y"),
     Bug("place-in-the-padding", "tensorflow#10216", MAXIMUM,
-        "where3 = int32(first_real(top, dh) * width + first_real(left, dw))\n", "where3 = int32(top * width + left)\n",
+        "first = int32(first_real(top, dh) * width + first_real(left, dw))\n", "first = int32(top * width + left)\n",
         "max_pool2d_forward", "vector", "all-minus-inf/x2x9x7x12*", "index"),
     Bug("last-of-the-ties", "pytorch#93630", EXTREMES,
         "    return value > best or value != value\n", "    return value >= best or value != value\n",
@@ -296,18 +302,18 @@ NUMBERS = (
     Bug("window-beyond-the-element", "distdl#173", AVERAGE,
         "                    if 0 <= window_row < ho and 0 <= window_column < wo and down < kh and across < kw:\n"
         "                        pixel = image * (ho * wo) + (window_row * wo + window_column)\n"
-        "                        dy0",
+        "                        load_wide",
         "                    if 0 <= window_row < ho and 0 <= window_column < wo:\n"
         "                        pixel = image * (ho * wo) + (window_row * wo + window_column)\n"
-        "                        dy0",
+        "                        load_wide",
         "avg_pool2d_backward", "vector", "ordinary/x2x9x7x12*", "dx"),
     Bug("window-beyond-the-last", "R18: pytorch#45357", AVERAGE,
         "                    if 0 <= window_row < ho and 0 <= window_column < wo and down < kh and across < kw:\n"
         "                        pixel = image * (ho * wo) + (window_row * wo + window_column)\n"
-        "                        dy0",
+        "                        load_wide",
         "                    if 0 <= window_row <= ho and 0 <= window_column < wo and down < kh and across < kw:\n"
         "                        pixel = image * (ho * wo) + (window_row * wo + window_column)\n"
-        "                        dy0",
+        "                        load_wide",
         "avg_pool2d_backward", "vector", "ordinary/x1x5x6x4*", "OutOfBounds"),
     Bug("float64-literal", "numba#4676", GLOBAL,
         "            y[i] = total / float32(pixels)\n", "            y[i] = total / pixels\n",
@@ -319,10 +325,10 @@ NUMBERS = (
 
 OPERATIONS = (
     Bug("residual-forgotten", "imedslab/pytorch_bn_fusion#2", APPLY,
-        "positive(value + others[i * width + j])", "positive(value)",
+        "positive(value + number(others, i * places, j))", "positive(value)",
         "batchnorm_add_relu_apply", "vector", "ordinary/2x8x16x16", "y"),
     Bug("relu-before-the-residual", "google/automl#1041", APPLY,
-        "positive(value + others[i * width + j])", "positive(value) + others[i * width + j]",
+        "positive(value + number(others, i * places, j))", "positive(value) + number(others, i * places, j)",
         "batchnorm_add_relu_apply", "scalar", "ordinary/129x3", "y"),
     Bug("halo-off-by-one", "distdl#173", WINDOWS,
         "tap // c_in % kw - pw\n", "tap // c_in % kw - pw - 1\n",
@@ -347,7 +353,7 @@ OPERATIONS = (
         "(phase % sw - pw) % sw", "(phase % sw + pw) % sw",
         "conv2d_backward_input", "implicit_gemm", "ordinary/*p0x1", "dx"),
     Bug("zero-times-infinity-in-the-padding", "R17: pytorch#39044", GEMM,
-        "if exists and dx[place] != dx[place]:\n", "if False:\n",
+        "if exists and get_dx(dx, place) != get_dx(dx, place):\n", "if False:\n",
         "conv2d_backward_input", "implicit_gemm", "w-inf/*", "dx"),
     Bug("mask-of-the-next-call", "ooples/AiDotNet.Tensors PR732", "kernels/dropout.py",
         "drawn = call[0]\n", "drawn = uint32(call[0] + 1)\n",

@@ -55,13 +55,13 @@ def test_without_a_bug_all_of_it_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "kernel", "line"),
     [
-        ("barrier-in-a-branch", "sum_columns_of_chunks(32, uint32)", "cuda.syncthreads()"),
-        ("barrier-dropped-in-a-tree", "batchnorm_sum_shifted_scalar(17, uint32)", "if row < stride and row + stride"),
-        ("race-between-blocks", "sum_columns_of_chunks(16, uint32)", "sums[index(column)] = partial[thread]"),
+        ("barrier-in-a-branch", "sum_columns_of_chunks(32, uint32, float32)", "cuda.syncthreads()"),
+        ("barrier-dropped-in-a-tree", "batchnorm_sum_shifted_scalar(17, uint32, float32)", "if row < stride and row"),
+        ("race-between-blocks", "sum_columns_of_chunks(16, uint32, float32)", "sums[index(column)] = partial[thread]"),
         ("unmasked-load", "add_scalar(uint32, float32)", "store(out, i, load(a, i) + load(b, i))"),
         ("unmasked-load-of-a-vector", "relu_forward_vector(uint32, float32)", "load_wide(x, first, values)"),
         ("tail-skipped", "relu_backward_vector(uint32, float32)", "def relu_backward(dy: stored"),
-        ("float64-literal", "global_avg_pool2d_forward_serial(uint32, 5, 3)", "y[i] = total / pixels"),
+        ("float64-literal", "global_avg_pool2d_forward_serial(uint32, 5, 3, float32)", "y[i] = total / pixels"),
     ],
 )
 def test_a_fault_names_kernel_and_line(name: str, kernel: str, line: str, tmp_path: Path) -> None:

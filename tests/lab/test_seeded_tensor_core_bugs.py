@@ -37,7 +37,7 @@ BUGS = (
         "((2 * k + half) ^ lane % 8) * 16", "(2 * k + half) * 16",
         "linear_forward", TECHNIQUE, DEEP, "y"),
     Bug("factors-cut-off", "NVIDIA/cutlass: rounding of tf32", FRAGMENTS,
-        "to_tf32(four[part])", "four[part]",
+        "convert(four[part])", "four[part]",
         "linear_forward", TECHNIQUE, DEEP, "y"),
     Bug("slab-beyond-the-depth", "R16: onnxruntime PR15054", COPIES,
         "        there = step < last\n        place = address", "        there = True\n        place = address",
@@ -52,10 +52,10 @@ BUGS = (
         "if mends and has_nan:\n", "if False:\n",
         "conv2d_backward_input", TECHNIQUE, "w-inf/x1x11*", "dx"),
     Bug("slab-worked-out-when-others-may-read-it", "R25: HeCBench#263", PRODUCT,
-        "            arrive_b(memory, base + a_floats, b_source, b_numbers, b_u, b_v, start, last)\n"
+        "            arrive_b(elements, base + a_floats, b_source, b_numbers, b_u, b_v, start, last)\n"
         "            cuda.syncthreads()",
         "            cuda.syncthreads()\n"
-        "            arrive_b(memory, base + a_floats, b_source, b_numbers, b_u, b_v, start, last)",
+        "            arrive_b(elements, base + a_floats, b_source, b_numbers, b_u, b_v, start, last)",
         WEIGHT, TECHNIQUE, STRIDED, "DataRace"),
     Bug("slab-worked-out-before-it-arrives", "R25: HeCBench#263", PRODUCT,
         "            cp_async_wait(stages - 2)  # the thread's own part of the slab has arrived\n",
@@ -69,13 +69,13 @@ BUGS = (
         "value(kept, 1, values[at + 1]", "value(kept, 0, values[at + 1]",
         FORWARD, TECHNIQUE, PADDED, "y"),
     Bug("rows-beyond-the-last-counted", "R1: tensorflow#124949", SUMS,
-        "        own, count = thread % across * CHUNK, min(tile_rows, rows - first_row)\n        column = "
-        "index(first_column + own)\n        for j in range(CHUNK):\n            total[j] = float32(0)\n        for row",
-        "        own, count = thread % across * CHUNK, tile_rows\n        column = "
-        "index(first_column + own)\n        for j in range(CHUNK):\n            total[j] = float32(0)\n        for row",
+        "        own, count = thread % across * chunk, min(tile_rows, rows - first_row)\n        column = "
+        "index(first_column + own)\n        for j in range(chunk):\n            total[j] = float32(0)\n        for row",
+        "        own, count = thread % across * chunk, tile_rows\n        column = "
+        "index(first_column + own)\n        for j in range(chunk):\n            total[j] = float32(0)\n        for row",
         FORWARD, TECHNIQUE, PADDED, "OutOfBounds"),
     Bug("shift-read-before-it-is-there", "R25: HeCBench#263", SUMS,
-        "        cuda.syncthreads()\n        near = load4", "        near = load4",
+        "        cuda.syncthreads()\n        take(memory, shifts", "        take(memory, shifts",
         FORWARD, TECHNIQUE, PADDED, "DataRace"),
     Bug("mask-of-the-relu-forgotten", "R9", SUMS,
         "                                g = passed(g, y)\n", "",

@@ -67,7 +67,7 @@ FIELDS = {
 } | {
     "optimizer": st.sampled_from(["sgd", "adam", "adamw"]),
     "schedule": st.sampled_from(["constant", "step"]),
-    "precision": st.sampled_from([None, "fp32", "tf32"]),
+    "precision": st.sampled_from([None, "fp32", "tf32", "bf16", "fp16"]),
     "accumulate": st.integers(1, 10**9),
     "warmup": st.none() | st.floats(0, 1e9),
     "ema": st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
@@ -203,7 +203,7 @@ BAD: dict[str, list[Any]] = {
     "label_smoothing": [NAN, 1.0, -0.1, None],
     "optimizer": ["SGD", "rmsprop", "", None, 3],
     "schedule": ["onecycle", "linear", None],
-    "precision": ["FP32", "bf16", "", 3],
+    "precision": ["FP32", "fp8", "", 3],
     "threads": [0, -1, 2.0],
     "max_steps": [0, -1],
     "seed": [-1, 2**64, 1.5, None],
@@ -254,7 +254,7 @@ GOOD: dict[str, list[Any]] = {
     "ema": [0.9, 0.999999, 5e-324, None],
     "optimizer": ["sgd", "adam", "adamw"],
     "schedule": ["constant", "cosine", "one-cycle", "step"],
-    "precision": [None, "fp32", "tf32"],
+    "precision": [None, "fp32", "tf32", "bf16", "fp16"],
 }
 
 

@@ -42,8 +42,8 @@ def test_one_that_the_device_has_not_leaves_nothing_behind(tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r"^--precision tf32: device cpu computes in fp32 only"):
         begin(config(device="cpu", precision="tf32"), tmp_path, Notes())
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ConfigError, match="--precision must be one of fp32, tf32, not 'bf16'"):
-        begin(config(precision="bf16"), tmp_path, Notes())
+    with pytest.raises(ConfigError, match="--precision must be one of fp32, tf32, bf16, fp16, not 'fp8'"):
+        begin(config(precision="fp8"), tmp_path, Notes())
 
 
 def test_a_run_goes_on_in_its_precision_or_in_that_of_another_device(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from minidl.backends.cpu.group_norm import GroupNormOps
 from minidl.backends.cpu.images import ImageOps
 from minidl.backends.cpu.linear import LinearOps
 from minidl.backends.cpu.loss import LossOps
+from minidl.backends.cpu.loss_scale import LossScaleOps
 from minidl.backends.cpu.noise import NoiseOps
 from minidl.backends.cpu.optimizer import OptimizerOps
 from minidl.backends.cpu.pooling import PoolingOps
@@ -22,6 +23,7 @@ class CpuBackend(
     ImageOps,
     LinearOps,
     LossOps,
+    LossScaleOps,
     NoiseOps,
     NormalizedConvolutionOps,
     OptimizerOps,

@@ -6,6 +6,7 @@ What a tile of the result needs of a factor is read for that tile; no line says 
 from kernels import conv, linear
 from kernels.batch_statistics import GradientSums, Normalization, PendingGradient
 from kernels.run_emulated import EmulatorRunner
+from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage
 from minidl.lab.access_lines.line import SLACK, Call, Line, ones, statistics
 
 TILES = "each factor is read once for every tile that needs it"
@@ -15,13 +16,21 @@ TECHNIQUES = "implicit_gemm", "tensor_core", "wgmma"
 
 
 def _convolution(
-    x: tuple[int, ...], kernel: int, c_out: int, stride: int = 1, padding: int = 1, technique: str | None = None
+    x: tuple[int, ...],
+    kernel: int,
+    c_out: int,
+    stride: int = 1,
+    padding: int = 1,
+    technique: str | None = None,
+    of_x: Storage = FLOAT32,
+    of_y: Storage = FLOAT32,
 ) -> Call:
     """Forward and the gradient of the weights; that of the input where the technique has it."""
     ho, wo = ((size + 2 * padding - kernel) // stride + 1 for size in x[1:3])
 
     def call(run: EmulatorRunner) -> None:
-        image, w, y = ones(*x), ones(kernel, kernel, x[3], c_out), ones(x[0], ho, wo, c_out)
+        image, w = ones(*x, dtype=of_x.dtype), ones(kernel, kernel, x[3], c_out)
+        y = ones(x[0], ho, wo, c_out, dtype=of_y.dtype)
         window = (stride, stride), (padding, padding)
         conv.conv2d_forward(run, image, w, None, y, *window, technique=technique)
         conv.conv2d_backward_weight(run, image, y, w, *window, technique=technique)
@@ -31,15 +40,21 @@ def _convolution(
     return call
 
 
-def _normalized_convolution(run: EmulatorRunner) -> None:
+def _normalized_convolution(storage: Storage = FLOAT32, channels: int = 32) -> Call:
     """Of 2x8x8x32 by 3x3 to 32 channels, on tensor cores: forward and both gradients, everything fused."""
-    window, x, w, c = ((1, 1), (1, 1)), ones(2, 8, 8, 32), ones(3, 3, 32, 32), ones(32)
-    before, sums = Normalization(statistics(32), c, c, True), GradientSums(c, c, c, c)
-    dy, way = PendingGradient(x, x, before, sums), {"technique": "tensor_core"}
-    conv.conv2d_normalized_forward(run, x, before, w, ones(*x.shape), *window, 1e-5, statistics(32), **way)
-    conv.conv2d_normalized_backward_weight(run, x, before, dy, ones(*w.shape), *window, **way)
-    found = GradientSums(*(ones(32) for _ in range(4)))
-    conv.conv2d_normalized_backward_input(run, dy, w, ones(*x.shape), *window, x, before, found, **way)
+
+    def call(run: EmulatorRunner) -> None:
+        window, x = ((1, 1), (1, 1)), ones(2, 8, 8, channels, dtype=storage.dtype)
+        w, c = ones(3, 3, channels, channels), ones(channels)
+        before, sums = Normalization(statistics(channels), c, c, True), GradientSums(c, c, c, c)
+        dy, way = PendingGradient(x, x, before, sums), {"technique": "tensor_core"}
+        made = ones(*x.shape, dtype=storage.dtype)
+        conv.conv2d_normalized_forward(run, x, before, w, made, *window, 1e-5, statistics(channels), **way)
+        conv.conv2d_normalized_backward_weight(run, x, before, dy, ones(*w.shape), *window, **way)
+        found = GradientSums(*(ones(channels) for _ in range(4)))
+        conv.conv2d_normalized_backward_input(run, dy, w, made, *window, x, before, found, **way)
+
+    return call
 
 
 WGMMA = _convolution((2, 8, 8, 32), 3, 64, technique="wgmma")
@@ -64,6 +79,7 @@ def _few_outputs(run: EmulatorRunner) -> None:
     linear.linear_backward_weight(run, x, y, w, technique="skinny")
 
 
+NARROW = BFLOAT16, FLOAT16
 MNIST, CIFAR = (4, 28, 28, 1), (1, 32, 32, 3)
 FIRST_LAYERS = (
     ("4x28x28x1, 3x3 to 32", _convolution(MNIST, 3, 32), 1.1),
@@ -84,7 +100,19 @@ LINES = (
     ),
     *(Line(f"{kernel}_wgmma", "2x8x8x32, 3x3 to 64", WGMMA, limit, why) for kernel, limit, why in WGMMA_KERNELS),
     *(
-        Line(f"conv2d_normalized_{direction}_tensor_core", "2x8x8x32, 3x3 to 32", _normalized_convolution, 4.0, SLABS)
+        Line(f"conv2d_normalized_{direction}_tensor_core", "2x8x8x32, 3x3 to 32", _normalized_convolution(), 4.0, SLABS)
+        for direction in ("forward", "backward_weight", "backward_input")
+    ),
+    *(
+        Line(f"conv2d_{direction}_narrow_tensor_core", f"1x8x8x64, 3x3 to 64, {storage}", call, 3.5, TILES)
+        for storage in NARROW
+        for call in (_convolution((1, 8, 8, 64), 3, 64, 1, 1, "tensor_core", storage, storage),)
+        for direction in ("forward", "backward_weight", "backward_input")
+    ),
+    *(
+        Line(f"conv2d_normalized_{direction}_narrow_tensor_core", f"2x8x8x32, 3x3 to 32, {storage}", call, 5.0, SLABS)
+        for storage in NARROW
+        for call in (_normalized_convolution(storage),)
         for direction in ("forward", "backward_weight", "backward_input")
     ),
     Line("matmul_tiled", "128x256 times 256x128", _linear("tiled"), 2.0, TILES),

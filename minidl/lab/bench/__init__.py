@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from minidl.backends import Backend
+from minidl.backends.device import NARROW
 from minidl.errors import ConfigError, DeviceError
 from minidl.lab.bench import tables
 from minidl.lab.bench.accuracy import batchnorm_accuracy
@@ -59,12 +60,19 @@ def plan(
         backend: See `techniques`.
 
     Raises:
-        ConfigError: There is no such operation or model, or nothing in the list for these operations.
+        ConfigError: There is no such operation or model, or nothing in the list for these operations; or they are asked
+            for with activations in 16 bits, for which there are training steps alone.
     """
     everything = not operations and not models and shapes is None
     wanted = operations_of(tuple(operations) or tuple(FAMILIES))
+    narrow = getattr(backend, "precision", "") in NARROW
+    if narrow and (operations or shapes is not None):
+        raise ConfigError(
+            f"--precision {backend.precision}: operations are timed on float32 alone; with activations in 16 bits "
+            "there are training steps, by --model"
+        )
     tasks = []
-    if everything or operations or shapes is not None:
+    if (everything and not narrow) or operations or shapes is not None:
         for one in default_shapes(device) if shapes is None else shapes:
             if one.model:
                 network(one.model)  # or it raises

@@ -204,7 +204,8 @@ class GpuClock:
         bandwidth = self._copy_bandwidth(256 * _MIB)
         size = 8192
         if self.torch is not None:
-            a = self.torch.randn(size, size, device="cuda")
+            dtype = getattr(self.torch, {"bf16": "bfloat16", "fp16": "float16"}.get(precision, "float32"))
+            a = self.torch.randn(size, size, device="cuda", dtype=dtype)
             out = self.torch.empty_like(a)
             seconds, who = self._best(lambda: {"y": self.torch.mm(a, a, out=out)}), f"PyTorch's product, {precision}"
         else:

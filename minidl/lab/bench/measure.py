@@ -23,8 +23,13 @@ from minidl.lab.bench.steps import CHECKED, Step, batch_of, our_captured_step, o
 
 Row = dict[str, Any]
 OWN = "default"  # the technique that an operation picks by itself
-TOLERANCE = {"fp32": 1e-3, "tf32": 2e-2}  # of the largest answer: only to see that both compute the same thing
-UPDATES = {"fp32": 0.05, "tf32": 0.2}  # of the largest change of a weight in a few steps
+TOLERANCE = {
+    "fp32": 1e-3,
+    "tf32": 2e-2,
+    "bf16": 5e-2,
+    "fp16": 2e-2,
+}  # of the largest answer: only to see that both compute the same thing
+UPDATES = {"fp32": 0.05, "tf32": 0.2, "bf16": 0.5, "fp16": 0.2}  # of the largest change of a weight in a few steps
 IN_A_ROW = 10  # steps that a GPU is given before it is waited for
 OURS = "ours"
 
@@ -38,7 +43,7 @@ class Bench:
         clock: Its clock.
         peer: PyTorch, or None.
         repeats: Timings of each side.
-        precision: Of products: "fp32" or "tf32".
+        precision: The backend's.
         rates: What the device reaches; see `open_bench`.
     """
 

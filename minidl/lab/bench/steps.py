@@ -11,6 +11,7 @@ from minidl.data import Loader
 from minidl.lab.bench.networks import CLASSES, Network, counterpart
 from minidl.lab.bench.operations.problem import Answers, Call, Input, normal
 from minidl.lab.bench.peer import TorchPeer
+from minidl.training.loss_scale import loss_scale_of
 from minidl.training.step import HostCounts, Plan, difference
 
 LR, MOMENTUM = 1e-3, 0.9
@@ -65,6 +66,7 @@ class OurStep:
         self._plan = Plan(backend, Loader(PLANNED, 1, 0))
         self._counts = HostCounts(self.model, self.optimizer, None)
         self._left = 0  # steps that are still in the plan
+        self._loss_scale = loss_scale_of(backend)
 
     def run(self) -> Answers:
         """Make a step, launch by launch."""
@@ -100,6 +102,8 @@ class OurStep:
     def _plan_ahead(self) -> None:
         if not self._left:
             self._plan.write(0, 0, [LR] * PLANNED, self.optimizer, None)
+            if self._loss_scale is not None:
+                self._loss_scale.prepare(self.optimizer, self._plan.of_optimizer(self.optimizer))
             self._left = PLANNED
         self._left -= 1
 
@@ -107,8 +111,13 @@ class OurStep:
         self._plan.begin_step(1)
         self.optimizer.zero_grad()
         loss = self.criterion.forward(self.model.forward(self._x), self._targets)
-        self.model.backward(self.criterion.backward())
-        self.optimizer.step(self._plan.of_optimizer(self.optimizer))
+        dlogits, numbers = self.criterion.backward(), self._plan.of_optimizer(self.optimizer)
+        if self._loss_scale is not None:
+            self._loss_scale.scale(dlogits)
+        self.model.backward(dlogits)
+        if self._loss_scale is not None:
+            self._loss_scale.settle(self.model, numbers)
+        self.optimizer.step(numbers)
         return loss
 
 
@@ -137,25 +146,29 @@ def their_step(peer: TorchPeer, variant: str, network: Network, batch: Mapping[s
     if last:
         model = model.to(memory_format=torch.channels_last)
     model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
+    scaled, graph = peer.precision == "fp16", variant.startswith("graph")
+    optimizer = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM, fused=scaled or None)
+    scaler = torch.amp.GradScaler(peer.device, enabled=scaled)
     x, targets = (peer.tensor(given, last) for given in batch.values())
 
     def forward(x: Any, targets: Any) -> Any:
-        return torch.nn.functional.cross_entropy(model(x), targets)
+        with peer.autocast(graph):
+            return torch.nn.functional.cross_entropy(model(x), targets)
 
     function = peer.compiled(forward) if variant == "compile" else forward
 
     def run() -> Answers:
         optimizer.zero_grad(set_to_none=True)
         loss = function(x, targets)
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         return {"loss": loss.detach()}
 
     def state() -> Mapping[str, np.ndarray]:
         return {name: tensor.detach().cpu().numpy().copy() for name, tensor in model.state_dict().items()}
 
-    if variant.startswith("graph"):
+    if graph:
         return Step(Call(_replayed(torch, run)), state)
     return Step(Call(run), state)
 

@@ -31,6 +31,7 @@ from minidl.lab.operations import (
     images,
     linear,
     loss,
+    loss_scale,
     metrics,
     noise,
     optimizer,
@@ -63,6 +64,7 @@ _CASES: dict[str, Callable[[], Iterable[Case]]] = {
     **averaging.CASES,
     **steps.CASES,
     **gradient_norm.CASES,
+    **loss_scale.CASES,
 }
 
 

@@ -29,6 +29,7 @@ from minidl.lab.operations.batchnorm_statistics import (
     statistics_cases,
     update_running_cases,
 )
+from minidl.lab.operations.batchnorm_stored import stored_cases
 from minidl.lab.operations.case import (
     Answers,
     Arrays,
@@ -71,6 +72,9 @@ def apply_cases() -> Iterator[Case]:
         yield case("ordinary", PLAIN, (5, 3, 3, 33), affine=False, relu=relu)
         yield case("empty", PLAIN, (0, 3), relu=relu)
         yield case("one-row", PLAIN, (1, 3), relu=relu)
+        yield from stored_cases(
+            lambda name, family, _, shape, relu=relu: case(name, family, shape, relu=relu), "x", "y"
+        )
 
 
 def backward_cases() -> Iterator[Case]:
@@ -122,6 +126,12 @@ def backward_cases() -> Iterator[Case]:
         yield case("dy-denormal", PLAIN, (130, 3), training, relu, of_dy=FAMILIES["denormal"])
         for name in ("nan", "inf", "minus-inf-and-inf"):  # in x; the statistics, being given, are finite
             yield case(f"fixed-{name}", FAMILIES[name], (130, 8), training, relu)
+        yield from stored_cases(
+            lambda name, family, plain, shape, training=training, relu=relu: case(
+                name, family, shape, training, relu, of_dy=plain
+            ),
+            *("x", "dy", "dx"),
+        )
     yield case("whole", whole(0, 1), (MANY_ROWS, 2), True, False, of_dy=whole(30005, 29990))
 
 

@@ -18,6 +18,7 @@ from minidl.lab.operations.batchnorm_statistics import (
     read,
     statistics_bounds,
 )
+from minidl.lab.operations.batchnorm_stored import stored_cases
 from minidl.lab.operations.case import Answers, Arrays, Case, Output, Problem, Values, in_all_layouts, label
 
 # For one channel a thread and for four, the rows no multiple of anything; more than one line of channels, and rows for
@@ -83,6 +84,10 @@ def forward_cases() -> Iterator[Case]:
         yield case("mean-1e4-std-1e-2", FAMILIES["mean-1e4-std-1e-2"], shape, True, of_residual=PLAIN)
     for affine in (True, False):
         yield case("one-row", PLAIN, (1, 3), True, affine)
+    yield from stored_cases(lambda name, family, _, shape: case(name, family, shape), "x", "y")
+    yield from stored_cases(
+        lambda name, family, plain, shape: case(name, family, shape, True, of_residual=plain), "x", "y", "residual"
+    )
 
 
 CASES = {"batchnorm_forward": forward_cases}

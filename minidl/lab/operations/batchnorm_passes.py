@@ -23,6 +23,7 @@ from minidl.lab.operations.batchnorm_statistics import (
     inputs_of_all_kinds,
     read,
 )
+from minidl.lab.operations.batchnorm_stored import stored_cases
 from minidl.lab.operations.case import Arrays, Case, Host, Output, Problem, in_all_layouts, label, within
 
 HOSTILE_SHAPES: tuple[tuple[int, ...], ...] = ((130, 3), (131, 8))
@@ -100,6 +101,9 @@ def sums_cases() -> Iterator[Case]:
     for frozen in FROZEN:
         yield case("ordinary", PLAIN, (5, 3, 3, 33), frozen=frozen)
     yield case("whole", whole(0, 1), (MANY_ROWS, 2), of_dy=WHOLE)
+    yield from stored_cases(
+        lambda name, family, plain, shape: case(name, family, shape, relu=True, of_dy=plain), "x", "dy"
+    )
 
 
 def add_relu_sums_cases() -> Iterator[Case]:
@@ -146,6 +150,9 @@ def add_relu_sums_cases() -> Iterator[Case]:
     for frozen in FROZEN:
         yield case("ordinary", PLAIN, (5, 3, 3, 33), frozen=frozen)
     yield case("whole", whole(0, 1), (MANY_ROWS, 2), WHOLE, OPEN)
+    yield from stored_cases(
+        lambda name, family, plain, shape: case(name, family, shape, plain, plain), "x", "y", "dy", "dresidual"
+    )
 
 
 def pending_cases() -> Iterator[Case]:
@@ -184,6 +191,9 @@ def pending_cases() -> Iterator[Case]:
         return Case(label(name, shape, "relu" if relu else "", *_without(affine, ())), make)
 
     yield from _all(case)
+    yield from stored_cases(
+        lambda name, family, plain, shape: case(name, family, shape, relu=True, of_dy=plain), "x", "dy", "dx"
+    )
 
 
 def _wide(arrays: dict[str, Host]) -> dict[str, Host]:

@@ -21,6 +21,7 @@ from minidl.lab.operations.batchnorm_statistics import (
     inputs_of_all_kinds,
     read,
 )
+from minidl.lab.operations.batchnorm_stored import stored_cases
 from minidl.lab.operations.case import Arrays, Case, Host, Output, Problem, exact, in_all_layouts, label, within
 
 # For one channel a thread, and for four; the rows are no multiple of anything.
@@ -112,6 +113,7 @@ def apply_cases() -> Iterator[Case]:
     yield from (case("ordinary", PLAIN, shape, affine=False) for shape in ((5, 3, 3, 33), (2, 8, 16, 16)))
     yield case("empty", PLAIN, (0, 3))
     yield case("one-row", PLAIN, (1, 3))
+    yield from stored_cases(lambda name, family, plain, shape: case(name, family, shape, plain), "x", "residual", "y")
 
 
 def backward_cases() -> Iterator[Case]:
@@ -187,6 +189,10 @@ def backward_cases() -> Iterator[Case]:
             yield case("ordinary", PLAIN, (5, 3, 3, 33), training, frozen=frozen)
         yield case("dy-mean-1e4", PLAIN, (257, 5), training, normal(1e4, 1))
         yield case("empty", PLAIN, (0, 3), training)
+        yield from stored_cases(
+            lambda name, family, plain, shape, mode=training: case(name, family, shape, mode, plain, plain),
+            *("x", "y", "dy", "dx", "dresidual"),
+        )
     yield case("whole", whole(0, 1), (MANY_ROWS, 2), True, WHOLE, OPEN)
 
 

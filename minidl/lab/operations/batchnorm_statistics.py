@@ -10,6 +10,7 @@ from minidl.backends import Backend
 from minidl.lab.budget import U, merging
 from minidl.lab.inputs import FAMILIES, Family, exact_statistics, normal, whole
 from minidl.lab.operations.batchnorm_bounds import SPREAD, Uncertainty, statistics_uncertainty, update_bound
+from minidl.lab.operations.batchnorm_stored import stored_cases
 from minidl.lab.operations.case import (
     Answers,
     Arrays,
@@ -143,6 +144,7 @@ def statistics_cases() -> Iterator[Case]:
     yield case("whole", whole(0, 251), (MANY_ROWS, 2))
     for eps in (1e-12, 1e-3, 1.0):
         yield case("mean-1e4-std-1e-2", FAMILIES["mean-1e4-std-1e-2"], (257, 5), eps)
+    yield from stored_cases(lambda name, family, _, shape: case(name, family, shape), "x")
 
 
 def running_statistics_cases() -> Iterator[Case]:

@@ -28,6 +28,7 @@ from minidl.lab.operations.case import (
     relative,
     within,
 )
+from minidl.lab.operations.convolution_stored import stored_cases
 
 PLAIN = FAMILIES["ordinary"]
 
@@ -93,6 +94,18 @@ IN_FOURS = (  # what tensor cores take; tiles are 64 or 128 by 32, 64 or 128, sl
     Geometry((3, 17, 13, 8), (5, 5), 132, padding=(2, 2)),  # slices of pixels and of taps, tiles of every size
 )
 HOSTILE = (*FEW[:2], IN_FOURS[3])
+STORED = (  # with images in 16 bits; slabs are 64 deep
+    Geometry((2, 5, 7, 8), (3, 3), 16, padding=(1, 1)),
+    GEOMETRIES[4],
+    Geometry((1, 11, 9, 24), (3, 5), 40, stride=(2, 1), padding=(1, 2)),
+    Geometry((1, 1, 1, 8), (1, 1), 8),
+    Geometry((0, 5, 5, 8), (3, 3), 8, padding=(1, 1)),
+    Geometry((2, 9, 7, 72), (1, 1), 136),
+    Geometry((1, 9, 8, 40), (1, 1), 24, stride=(2, 2)),
+    Geometry((1, 9, 10, 64), (3, 3), 8, stride=(2, 2), padding=(1, 1)),  # slices of taps
+    Geometry((3, 17, 13, 8), (5, 5), 136, padding=(2, 2)),  # slices of pixels and of taps
+)
+IMAGES = GEOMETRIES[3], GEOMETRIES[10], GEOMETRIES[9]  # of a first layer, in float32
 
 
 def _all_kinds() -> Iterator[tuple[str, Family, Family, Geometry]]:
@@ -112,16 +125,19 @@ def _cases(make: "type[_Forward | _BackwardInput | _BackwardWeight]") -> Iterato
 class _Product:
     """What the three have in common: two factors and one result."""
 
-    def __init__(self, geometry: Geometry, first: Family, second: Family, is_exact: bool) -> None:
+    def __init__(
+        self, geometry: Geometry, first: Family, second: Family, is_exact: bool, precision: str = "tf32"
+    ) -> None:
         self.geometry, self.first, self.second, self.is_exact = geometry, first, second, is_exact
+        self.precision = precision  # of tensor cores
 
     def fp32(self, of_rounding: Callable[..., Values], *given: Any) -> Callable[[Answers], Values]:
         """The bounds, of which `of_rounding` knows by what is given and the precision."""
         return exact if self.is_exact else within(**of_rounding(*given, "fp32"))
 
     def tf32(self, of_rounding: Callable[..., Values], *given: Any) -> Callable[[Answers], Values]:
-        """The same, but for computation in TF32; worked out when it is asked for."""
-        return exact if self.is_exact else lambda answers: within(**of_rounding(*given, "tf32"))(answers)
+        """The same, but for tensor cores; worked out when it is asked for."""
+        return exact if self.is_exact else lambda answers: within(**of_rounding(*given, self.precision))(answers)
 
 
 class _Forward(_Product):
@@ -194,18 +210,22 @@ def forward_cases() -> Iterator[Case]:
         case._replace(name=f"{case.name}/bias") for case in _cases(_ForwardWithBias) if case.layout == "aligned"
     )
     yield from _hostile_second("w", _Forward)
+    yield from stored_cases(_Forward, ("x", "y"), STORED, IMAGES)
+    yield from stored_cases(_ForwardWithBias, ("x", "y"), STORED[:2], IMAGES[:1], "bias")
 
 
 def backward_input_cases() -> Iterator[Case]:
     """Of conv2d_backward_input; also with the hostile numbers in w, where no product with what is not there counts."""
     yield from _cases(_BackwardInput)
     yield from _hostile_second("w", _BackwardInput)
+    yield from stored_cases(_BackwardInput, ("dy", "dx"), STORED)
 
 
 def backward_weight_cases() -> Iterator[Case]:
     """Of conv2d_backward_weight; also with the hostile numbers in dy."""
     yield from _cases(_BackwardWeight)
     yield from _hostile_second("dy", _BackwardWeight)
+    yield from stored_cases(_BackwardWeight, ("x", "dy"), STORED, IMAGES)
 
 
 def _hostile_second(argument: str, make: "type[_Forward | _BackwardInput | _BackwardWeight]") -> Iterator[Case]:

@@ -1,17 +1,20 @@
 """Checks of pooling. The maximum and its index are exact; averages are sums of at most a window's elements."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
 from kernels.pooling import max_pool2d_forward_reference
+from kernels.storage import FLOAT32, Storage
 from kernels.window import pooled_size
 from minidl.backends import Pair
 from minidl.lab import bounds
 from minidl.lab.inputs import FAMILIES, Family, integers
 from minidl.lab.operations.case import Case, Host, Output, Problem, exact, in_all_layouts, label, relative, within
+from minidl.lab.operations.stored import NARROW, families, in_storage
 
 PLAIN = FAMILIES["ordinary"]
 
@@ -94,6 +97,36 @@ MAXIMUM_KINDS: tuple[tuple[str, Family, Geometry], ...] = (
 )  # fmt: skip
 
 
+# In 16 bits: elements alone, channels in eights (of two groups) and images of which a tile is a part.
+EIGHTS = Geometry((2, 9, 7, 16), (3, 3), (2, 1), (1, 1))
+NARROW_GEOMETRIES = (
+    Geometry((0, 4, 4, 8), (2, 2), (2, 2)),
+    GEOMETRIES[3],
+    FOURS,  # no multiple of 8
+    EIGHTS,
+    Geometry((2, 8, 8, 24), (2, 2), (2, 2)),
+    Geometry((1, 13, 37, 72), (3, 3), (2, 2), (1, 1)),
+    Geometry((3, 6, 7, 8), (3, 3), (2, 2), (1, 1), ceil_mode=True),
+)
+
+
+def _narrow(case: Callable[..., Case], *arrays: str, rounds: bool) -> Iterator[Case]:
+    """The cases of both storages; `case` makes one of a name, a family, and a geometry."""
+    for storage in NARROW:
+        known, stored = families(storage), dict.fromkeys(arrays, storage)
+        for geometry in NARROW_GEOMETRIES:
+            one = in_storage(case("ordinary", known["ordinary"], geometry), stored, rounds)
+            yield from in_all_layouts(one) if geometry == EIGHTS else (one,)
+        for name, family in known.items():
+            if name != "ordinary" and not (rounds and _overflows(name, storage)):
+                yield in_storage(case(name, family, EIGHTS), stored, rounds)
+
+
+def _overflows(name: str, storage: Storage) -> bool:
+    """Whether sums of a family's numbers are beyond float32 on their way: then the order decides what they are."""
+    return name == "largest" and storage.most == FLOAT32.most
+
+
 def _with_layouts(case: Case, geometry: Geometry) -> Iterator[Case]:
     all_layouts = case.name.startswith("ordinary") and geometry in (FEW[0], FOURS)
     yield from in_all_layouts(case) if all_layouts else (case,)
@@ -117,6 +150,7 @@ def max_forward_cases() -> Iterator[Case]:
         yield from _with_layouts(case(*kind), kind[2])
     for geometry in (*FEW, *CEIL, *DILATED):
         yield case("all-minus-inf", _all_minus_inf, geometry)
+    yield from _narrow(case, "x", "y", rounds=False)
 
 
 def _all_minus_inf(rng: np.random.Generator, shape: tuple[int, ...]) -> Host:
@@ -144,6 +178,7 @@ def max_backward_cases() -> Iterator[Case]:
 
     for kind in MAXIMUM_KINDS:
         yield from _with_layouts(case(*kind), kind[2])
+    yield from _narrow(case, "dy", "dx", rounds=True)
 
 
 def avg_forward_cases() -> Iterator[Case]:
@@ -163,6 +198,7 @@ def avg_forward_cases() -> Iterator[Case]:
 
     for kind, padded in product(KINDS, (True, False)):
         yield from _with_layouts(case(*kind, padded), kind[2])
+    yield from _narrow(functools.partial(case, padded=False), "x", "y", rounds=True)
 
 
 def avg_backward_cases() -> Iterator[Case]:
@@ -182,6 +218,7 @@ def avg_backward_cases() -> Iterator[Case]:
 
     for kind, padded in product(KINDS, (True, False)):
         yield from _with_layouts(case(*kind, padded), kind[2])
+    yield from _narrow(functools.partial(case, padded=False), "dy", "dx", rounds=True)
 
 
 IMAGES: tuple[tuple[int, int, int, int], ...] = (
@@ -192,6 +229,21 @@ GLOBAL_KINDS: tuple[tuple[str, Family, tuple[int, int, int, int]], ...] = (
     *((name, family, (3, 7, 11, 5)) for name, family in FAMILIES.items()),
     ("integers", integers, (3, 8, 8, 5)),
 )
+
+
+NARROW_IMAGES: tuple[tuple[int, int, int, int], ...] = (0, 3, 3, 8), (3, 7, 11, 17), (2, 4, 4, 64), (2, 31, 29, 8)
+
+
+def _narrow_global(case: Callable[..., Case], image: str, rounds: bool) -> Iterator[Case]:
+    """The cases of both storages; `case` makes one of a name, a family, and the image's shape."""
+    for storage in NARROW:
+        known, stored = families(storage), {image: storage}
+        for shape in NARROW_IMAGES:
+            one = in_storage(case("ordinary", known["ordinary"], shape), stored, rounds)
+            yield from in_all_layouts(one) if shape[3] == 64 else (one,)
+        for name, family in known.items():
+            if not _overflows(name, storage):
+                yield in_storage(case(name, family, (3, 7, 11, 8)), stored, rounds)
 
 
 def global_forward_cases() -> Iterator[Case]:
@@ -215,6 +267,7 @@ def global_forward_cases() -> Iterator[Case]:
     for name, family, shape in GLOBAL_KINDS:
         one = case(name, family, shape)
         yield from in_all_layouts(one) if name == "ordinary" and shape[3] in (17, 64) else (one,)
+    yield from _narrow_global(case, "x", rounds=False)
 
 
 def global_backward_cases() -> Iterator[Case]:
@@ -235,6 +288,7 @@ def global_backward_cases() -> Iterator[Case]:
     for name, family, shape in GLOBAL_KINDS:
         one = case(name, family, shape)
         yield from in_all_layouts(one) if name == "ordinary" and shape[3] in (17, 64) else (one,)
+    yield from _narrow_global(case, "dx", rounds=True)
 
 
 CASES = {
