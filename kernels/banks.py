@@ -14,8 +14,12 @@ from kernels.device import WARP
 BANKS = 32
 
 
-def passes(words: NDArray[Any]) -> int:
-    """Over the banks, that warps take whose threads, one after the other, access these words of 4 bytes."""
-    warp, word = np.divmod(np.unique(np.arange(len(words)) // WARP << 32 | words), 1 << 32)
-    load = np.bincount(warp * BANKS + word % BANKS, minlength=BANKS * (int(warp[-1]) + 1))
-    return int(load.reshape(-1, BANKS).max(axis=1).sum())
+def passes(words: NDArray[Any], words_each: int = 1) -> int:
+    """Over the banks, that warps take whose threads, one after the other, access these words of 4 bytes.
+
+    With 4 words for each access, of 16 bytes, `words` are numbers of such fours; a quarter of a warp is served at once.
+    """
+    lanes, banks = WARP // words_each, BANKS // words_each
+    part, word = np.divmod(np.unique(np.arange(len(words)) // lanes << 32 | words), 1 << 32)
+    load = np.bincount(part * banks + word % banks, minlength=banks * (int(part[-1]) + 1))
+    return int(load.reshape(-1, banks).max(axis=1).sum())

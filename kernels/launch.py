@@ -25,7 +25,7 @@ import inspect
 import math
 import operator
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, Protocol
 
@@ -273,6 +273,12 @@ class Runner(Protocol):
         A kernel that gets this table may read and write these arrays (`pointer_to_float32(table[i])`), and no others.
         The caller keeps them until it has launched. The same arrays give the same table, so it is cheap in every step
         and allowed while a CUDA graph is captured. Raises as `Kernel.check` does, for an array as for an argument.
+        """
+
+    def table(self, key: Hashable, make: Callable[[], np.ndarray]) -> Array:
+        """The numbers that `make()` gives, in device memory, for kernels to read; a key stands for the same numbers.
+
+        Some tables are kept for the next call, and all that a CUDA graph may read. Allowed while one is captured.
         """
 
     @property

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from kernels.errors import ShapeError
 from kernels.launch import Array as DeviceArray
 from kernels.launch import Runner, techniques
-from kernels.matmul import product, skinny
+from kernels.matmul import product
+from kernels.matmul import skinny_launch as skinny
 
 Array = NDArray[Any]
 

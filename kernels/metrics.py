@@ -5,7 +5,7 @@
 A log on the device, which the host reads now and then: no step waits for it, and a captured one appends in each replay.
 
 Shapes   logits (n, C); targets (n,) int64; loss (); count () int64; losses (N,) and corrects (N,) int64 with room for
-         one more; x any shape. On the device float32, C-contiguous.
+         one more; x any shape. On the device float32, x stored as kernels/storage.py says; C-contiguous.
 Traffic  each reads its inputs once.
 Edges    The first of equal logits leads. A row with a NaN is not correct, nor is one whose target is no class. An empty
          array is finite.
@@ -14,15 +14,15 @@ Edges    The first of equal logits leads. A row with a NaN is not correct, nor i
 from typing import Any
 
 import numpy as np
-from numba import cuda, int32, int64, uint32
+from numba import cuda, float32, int32, int64, uint32
 from numpy.typing import NDArray
 
 from kernels.choice import choose, vectors
 from kernels.device import WARP, index_type, inlined
 from kernels.errors import ShapeError, require_shape
-from kernels.intrinsics import load4
 from kernels.launch import Array as DeviceArray
 from kernels.launch import Cost, Floats, Int32s, Int64, Int64s, Launch, Runner, blocks_for, kernel, techniques
+from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage, common_storage
 
 Array = NDArray[Any]
 BLOCK = 256
@@ -162,47 +162,59 @@ def _not_finite(value):
     return not abs(value) < INFINITY
 
 
-@kernel(traffic="x -> counts", registers=40, examples=[(uint32,), (int64,)])
-def count_not_finite_scalar(index: Any) -> Launch:
+@kernel(traffic="x -> counts", registers=40, examples=[(uint32, FLOAT32), (uint32, BFLOAT16), (int64, FLOAT16)])
+def count_not_finite_scalar(index: Any, storage: Storage) -> Launch:
     """counts: each block's threads that met a NaN or an infinity."""
+    stored: Any = storage.pointer
+    load, size = storage.load, storage.bytes
 
-    def count_not_finite(x: Floats, counts: Int32s, n: Int64):
+    def count_not_finite(x: stored, counts: Int32s, n: Int64):
         start = cuda.blockIdx.x * CHUNK + cuda.threadIdx.x
         met = False
         for k in range(CHUNK // BLOCK):
             i = index(start + k * BLOCK)
             if i < n:
-                met |= _not_finite(x[i])
+                met |= _not_finite(load(x, i))
         count = cuda.syncthreads_count(int32(met))
         if cuda.threadIdx.x == 0:
             counts[cuda.blockIdx.x] = count
 
     return Launch(
-        count_not_finite, BLOCK, lambda n: blocks_for(n, CHUNK), lambda n: Cost(4 * n, 4 * blocks_for(n, CHUNK), n)
+        count_not_finite, BLOCK, lambda n: blocks_for(n, CHUNK), lambda n: Cost(size * n, 4 * blocks_for(n, CHUNK), n)
     )
 
 
-@kernel(traffic="x -> counts", registers=40, instructions=("LDG.E.128",), examples=[(uint32,), (int64,)])
-def count_not_finite_vector(index: Any) -> Launch:
-    """The same, with loads of four elements; x aligned to 16."""
+@kernel(
+    traffic="x -> counts",
+    registers=40,
+    instructions=("LDG.E.128",),
+    examples=[(uint32, FLOAT32), (int64, FLOAT32), (uint32, BFLOAT16), (int64, FLOAT16)],
+)
+def count_not_finite_vector(index: Any, storage: Storage) -> Launch:
+    """The same, with loads of 16 bytes; x aligned to that."""
+    stored: Any = storage.pointer
+    wide, load, load_wide, size = storage.wide, storage.load, storage.load_wide, storage.bytes
+    tail = wide - 1
 
-    def count_not_finite(x: Floats, counts: Int32s, n: Int64):
-        start = cuda.blockIdx.x * CHUNK + 4 * cuda.threadIdx.x
+    def count_not_finite(x: stored, counts: Int32s, n: Int64):
+        values = cuda.local.array(wide, float32)
+        start = cuda.blockIdx.x * CHUNK + wide * cuda.threadIdx.x
         met = False
-        for k in range(CHUNK // (4 * BLOCK)):
-            first = index(start + k * 4 * BLOCK)
-            if first + 3 < n:
-                a, b, c, d = load4(x, first)
-                met |= _not_finite(a) | _not_finite(b) | _not_finite(c) | _not_finite(d)
+        for k in range(CHUNK // (wide * BLOCK)):
+            first = index(start + k * wide * BLOCK)
+            if first + tail < n:
+                load_wide(x, first, values)
+                for j in range(wide):
+                    met |= _not_finite(values[j])
             else:
-                for i in range(first, n):  # the tail, at most three elements
-                    met |= _not_finite(x[i])
+                for i in range(first, n):  # at most `tail` elements
+                    met |= _not_finite(load(x, i))
         count = cuda.syncthreads_count(int32(met))
         if cuda.threadIdx.x == 0:
             counts[cuda.blockIdx.x] = count
 
     return Launch(
-        count_not_finite, BLOCK, lambda n: blocks_for(n, CHUNK), lambda n: Cost(4 * n, 4 * blocks_for(n, CHUNK), n)
+        count_not_finite, BLOCK, lambda n: blocks_for(n, CHUNK), lambda n: Cost(size * n, 4 * blocks_for(n, CHUNK), n)
     )
 
 
@@ -271,13 +283,15 @@ def append_result(
 
 @techniques("scalar", "vector")
 def all_finite(run: Runner, x: DeviceArray, *, technique: str | None = None) -> bool:
-    """Launch on `run` and wait for the answer.
+    """Launch on `run` and wait for the answer, of an x in any storage.
 
     The vector technique takes an x that starts at a multiple of 16 bytes; asked for another it raises TechniqueError.
     """
-    factory = count_not_finite_vector if vectors(run, "all_finite", technique, {}, x=x) else count_not_finite_scalar
+    storage = common_storage("all_finite", x=x)
+    vector = vectors(run, "all_finite", technique, {}, storage.wide, x=x)
+    factory = count_not_finite_vector if vector else count_not_finite_scalar
     blocks = blocks_for(x.size, CHUNK)
     counts, total = run.empty((blocks,), np.int32), run.empty((), np.int64)
-    run(factory(index_type(x.size)), x, counts, x.size)
+    run(factory(index_type(x.size), storage), x, counts, x.size)
     run(add_counts(), counts, total, blocks)
     return int(total) == 0

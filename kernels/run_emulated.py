@@ -6,7 +6,7 @@ course of it, and it does not keep arrays that were there before and are dropped
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -181,6 +181,10 @@ class EmulatorRunner:
         table = np.array(addresses_of(arrays, dtype, np.ndarray), np.uint64).view(Addresses)
         table.arrays = tuple(array.view(np.ndarray) for array in arrays)
         return table
+
+    def table(self, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:  # noqa: ARG002
+        """The numbers, made each time."""
+        return np.array(make(), order="C").view(EmulatedArray)
 
     def barrier(self) -> np.ndarray:
         """What barriers of the grid count in."""

@@ -9,7 +9,7 @@ import functools
 import importlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from kernels.errors import OutOfMemoryError
 from kernels.launch import Array, Cost, Factory, Float, Floats, Int32, Int64, Kernel, Launch, Promises
 from kernels.prepared import Prepared, Ready
 
-TABLES = 256  # of addresses that are kept
+TABLES = 256  # of addresses and other numbers, that are kept
 
 
 class _Forks:
@@ -90,7 +90,7 @@ class GpuRunner:
         self._forks = _forks.count
         self._prepared: dict[Kernel, Prepared] = {}
         self._current_stream, self._current_device = cupy.cuda.get_current_stream, cupy.cuda.runtime.getDevice
-        self._tables: OrderedDict[tuple[int, ...], Array] = OrderedDict()
+        self._tables: OrderedDict[Hashable, Array] = OrderedDict()
         self._barriers: dict[int, Array] = {}  # by stream
         with cupy.cuda.Device(self.device):
             self._aside = cupy.cuda.Stream(non_blocking=True)
@@ -157,10 +157,14 @@ class GpuRunner:
     def addresses(self, arrays: Sequence[Array], dtype: Any = np.float32) -> Array:
         """Where the arrays start, (len(arrays),) uint64; the table of the same arrays is made once."""
         found = self._starts(arrays, np.dtype(dtype))
-        table = self._tables.get(found)
+        return self.table(found, lambda: np.array(found, np.uint64))
+
+    def table(self, key: Hashable, make: Callable[[], np.ndarray]) -> Array:
+        """What `make()` gives, made once for a key; the TABLES used last are kept, and those that a graph may read."""
+        table = self._tables.get(key)
         if table is None:
-            table = self._tables[found] = self._make_table(np.array(found, np.uint64))
-        self._tables.move_to_end(found)
+            table = self._tables[key] = self._make_table(make())
+        self._tables.move_to_end(key)
         return table
 
     @functools.cached_property

@@ -10,7 +10,6 @@ Traffic  reads every array once and writes all but the gradients once.
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numba import cuda, float32, int64, uint32
@@ -227,10 +226,6 @@ def update_tensors_vector(index: Any, rule: str) -> Launch:
     return _launch(update_tensors, rule)
 
 
-# One table for each list of sizes and rows: it holds nothing else, and a captured CUDA graph goes on reading it.
-_tables: WeakKeyDictionary[Runner, dict[tuple[tuple[int, ...], tuple[int, ...]], DeviceArray]] = WeakKeyDictionary()
-
-
 def chunks_of(run: Runner, sizes: tuple[int, ...], rows: tuple[int, ...] = ()) -> DeviceArray:
     """(4, blocks) int64: of each block the tensor, its first element in it, that tensor's size, and its row of numbers.
 
@@ -239,14 +234,15 @@ def chunks_of(run: Runner, sizes: tuple[int, ...], rows: tuple[int, ...] = ()) -
         sizes: Of the tensors.
         rows: Of each; all are row 0 by default.
     """
-    tables = _tables.setdefault(run, {})
-    if (sizes, rows) not in tables:
+
+    def make() -> np.ndarray:
         rules = rows or (0,) * len(sizes)
         blocks = [
             (tensor, begin, size, rules[tensor]) for tensor, size in enumerate(sizes) for begin in range(0, size, CHUNK)
         ]
-        tables[sizes, rows] = run.upload(np.array(blocks, np.int64).T.copy())
-    return tables[sizes, rows]
+        return np.array(blocks, np.int64).T.copy()
+
+    return run.table(("chunks", sizes, rows), make)
 
 
 def require_lists(operation: str, lists: dict[str, Sequence[DeviceArray]]) -> None:

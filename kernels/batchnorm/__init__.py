@@ -3,13 +3,14 @@
 In the order to read them: reference.py (the definition), split.py (which thread has which rows and channels), held.py,
 merging.py, statistics.py, partial_statistics.py, apply.py, running.py; backward: adding.py, gradient_sums.py,
 masked_sums.py, partial_gradients.py, input_gradient.py, passes.py, backward.py; then what does the same in one launch
-where a batch fits on the chip: residency.py, persistent.py, resident_gradients.py, persistent_backward.py,
+where a batch fits on the chip: residency.py, persistent.py, forward.py, resident_gradients.py, persistent_backward.py,
 persistent_residual.py.
 """
 
 from kernels.batch_statistics import BatchStatistics
 from kernels.batchnorm.apply import batchnorm_add_relu_apply, batchnorm_apply
 from kernels.batchnorm.backward import batchnorm_add_relu_backward, batchnorm_backward
+from kernels.batchnorm.forward import batchnorm_forward
 from kernels.batchnorm.partial_gradients import merge_gradient_sums
 from kernels.batchnorm.partial_statistics import merge_statistics
 from kernels.batchnorm.passes import (
@@ -17,7 +18,6 @@ from kernels.batchnorm.passes import (
     batchnorm_gradient_sums,
     batchnorm_pending_gradient,
 )
-from kernels.batchnorm.persistent import batchnorm_forward
 from kernels.batchnorm.reference import (
     batchnorm_add_relu_apply_reference,
     batchnorm_add_relu_backward_reference,

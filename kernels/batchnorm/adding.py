@@ -7,7 +7,7 @@ from typing import Any
 
 from numba import cuda, float32
 
-from kernels.batchnorm.split import BLOCK, largest_power_below
+from kernels.batchnorm.split import BLOCK, Split, largest_power_below, storer
 from kernels.device import inlined
 
 
@@ -32,6 +32,26 @@ def block_adder(width: int, lanes: int, depth: int) -> Any:
             stride //= 2
 
     return add_block
+
+
+def partial_adder(parts: Split, index: Any) -> Any:
+    """A device function: what the threads of a block hold in shared memory is added and stored, in (2, blocks, c)."""
+    channels, width = parts.channels, parts.width
+    store, add_block = storer(width), block_adder(width, parts.lanes, parts.depth)
+
+    @inlined
+    def add_and_store(partial, row, channel, thread, sums, products, values):
+        add_block(thread, row, sums, products)
+        if row == 0 and channel < channels:
+            place = cuda.blockIdx.x * channels + channel
+            for j in range(width):
+                values[j] = sums[j * BLOCK + thread]
+            store(partial, index(place), values)
+            for j in range(width):
+                values[j] = products[j * BLOCK + thread]
+            store(partial, index(cuda.gridDim.x * channels + place), values)
+
+    return add_and_store
 
 
 def blocks_walker(lanes: int, depth: int) -> Any:

@@ -27,8 +27,6 @@ from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage, common_storage
 BLOCKS = 2048  # that a grid has if each thread has no more than MOST rows: one or two rounds of a large GPU
 MOST = 16  # rows of a thread: they share what it reads of its channels
 
-Affine = tuple[Array | None, Array | None]
-
 
 @inlined
 def normalized(x, shift, delta, scale, beta):

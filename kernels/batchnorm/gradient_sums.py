@@ -12,10 +12,10 @@ from typing import Any
 from numba import cuda, float32, int64, uint32
 
 from kernels.activation import passed
-from kernels.batchnorm.adding import block_adder
+from kernels.batchnorm.adding import partial_adder
 from kernels.batchnorm.apply import normalized
 from kernels.batchnorm.held import held_rows
-from kernels.batchnorm.split import AHEAD, BLOCK, CHUNK, Split, loader, storer
+from kernels.batchnorm.split import AHEAD, BLOCK, CHUNK, Split, loader
 from kernels.launch import Cost, Floats, Int64, Launch, blocks_for, kernel
 from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage
 
@@ -26,7 +26,7 @@ def _sum_gradients(channels: int, affine: bool, relu: bool, index: Any, storage:
     kind, places, take, number = held.dtype, held.places, held.load, held.number
     parts = Split(channels, width)
     lanes, depth, across = parts.lanes, parts.depth, parts.across
-    load, store, add_block = loader(width), storer(width), block_adder(width, lanes, depth)
+    load, add_and_store = loader(width), partial_adder(parts, index)
     size, loads, bytes_each = width * BLOCK, AHEAD * places, storage.bytes
 
     def sum_gradients(
@@ -86,14 +86,7 @@ def _sum_gradients(channels: int, affine: bool, relu: bool, index: Any, storage:
                     sums[j * BLOCK + thread] += chunk_sum[j]
                     products[j * BLOCK + thread] += chunk_product[j]
 
-        add_block(thread, row, sums, products)
-        if row == 0 and channel < channels:
-            place = cuda.blockIdx.x * channels + channel
-            for j in range(width):
-                chunk_sum[j] = sums[j * BLOCK + thread]
-                chunk_product[j] = products[j * BLOCK + thread]
-            store(partial, index(place), chunk_sum)
-            store(partial, index(cuda.gridDim.x * channels + place), chunk_product)
+        add_and_store(partial, row, channel, thread, sums, products, chunk_sum)
 
     return Launch(
         sum_gradients,

@@ -18,42 +18,16 @@ from typing import Any
 
 from numba import cuda, float32, int64, uint32
 
-from kernels.batch_statistics import BatchStatistics
-from kernels.batchnorm.apply import batchnorm_add_relu_apply, batchnorm_apply, is_affine, normalized
+from kernels.batchnorm.apply import normalized
 from kernels.batchnorm.held import held_rows
 from kernels.batchnorm.merging import blocks_merger, finite, first_shift, partial_merger, two_sum
-from kernels.batchnorm.residency import (
-    HELD,
-    kept_bytes,
-    line_split,
-    numbers,
-    resident,
-    room,
-    rows_at_once,
-    sharer,
-    why_resident,
-)
-from kernels.batchnorm.split import AHEAD, BLOCK, loader, require_channels
-from kernels.batchnorm.statistics import batchnorm_statistics
-from kernels.choice import Option, choose
-from kernels.device import index_type, inlined, positive
-from kernels.errors import ShapeError, same_shape
+from kernels.batchnorm.residency import HELD, kept_bytes, line_split, room, rows_at_once, sharer
+from kernels.batchnorm.split import AHEAD, BLOCK, loader
+from kernels.device import inlined, positive
 from kernels.grid_barrier import grid_barrier
 from kernels.intrinsics import cp_async_commit, cp_async_wait, fma
-from kernels.launch import (
-    Array,
-    Cost,
-    Float,
-    Floats,
-    Int64,
-    Launch,
-    Runner,
-    UInt32s,
-    blocks_for,
-    kernel,
-    techniques,
-)
-from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage, common_storage
+from kernels.launch import Cost, Float, Floats, Int64, Launch, UInt32s, blocks_for, kernel
+from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage
 
 IN_REGISTERS = HELD[1]
 
@@ -77,22 +51,36 @@ def _forward(
     reads = 2 * bytes_each if add else bytes_each
 
     @inlined
+    def sum_group(first, mine, held, slot, near, rest, scale, offset, group_sum, group_square):
+        for j in range(width):
+            group_sum[j] = float32(0)
+            group_square[j] = float32(0)
+        for i in range(AHEAD):
+            if first + i < mine:
+                for j in range(width):
+                    difference = number(held, (slot + i) * places, j) - near[j]
+                    group_sum[j] += difference
+                    group_square[j] = fma(difference, difference, group_square[j])
+        for j in range(width):
+            rest[j] += group_sum[j]
+            square, lost = two_sum(scale[j], group_square[j])
+            scale[j] = square
+            offset[j] += lost
+
+    @inlined
     def sum_held(first, mine, held, near, rest, scale, offset, group_sum, group_square):
         for k in range(groups):
-            for j in range(width):
-                group_sum[j] = float32(0)
-                group_square[j] = float32(0)
-            for i in range(AHEAD):
-                if first + k * AHEAD + i < mine:
-                    for j in range(width):
-                        difference = number(held, (first + k * AHEAD + i) * places, j) - near[j]
-                        group_sum[j] += difference
-                        group_square[j] = fma(difference, difference, group_square[j])
-            for j in range(width):
-                rest[j] += group_sum[j]
-                square, lost = two_sum(scale[j], group_square[j])
-                scale[j] = square
-                offset[j] += lost
+            slot = first + k * AHEAD
+            sum_group(slot, mine, held, slot, near, rest, scale, offset, group_sum, group_square)
+
+    @inlined
+    def use_row(held, slot, values, i, y, at, near, rest, scale, offset, result):
+        for j in range(width):
+            value = normalized(number(held, slot * places, j), near[j], rest[j], scale[j], offset[j])
+            if add:
+                value += number(values, i * places, j)
+            result[j] = positive(value) if relu else value
+        store(y, index(at), result)
 
     @inlined
     def use_held(first, mine, at, residual, y, held, values, near, rest, scale, offset, result):
@@ -102,14 +90,9 @@ def _forward(
                     if first + k * AHEAD + i < mine:
                         take(residual, index(at + (first + k * AHEAD + i) * step), values, i * places)
             for i in range(AHEAD):
-                if first + k * AHEAD + i < mine:
-                    for j in range(width):
-                        value = number(held, (first + k * AHEAD + i) * places, j)
-                        value = normalized(value, near[j], rest[j], scale[j], offset[j])
-                        if add:
-                            value += number(values, i * places, j)
-                        result[j] = positive(value) if relu else value
-                    store(y, index(at + (first + k * AHEAD + i) * step), result)
+                slot = first + k * AHEAD + i
+                if slot < mine:
+                    use_row(held, slot, values, i, y, at + slot * step, near, rest, scale, offset, result)
 
     def forward(
         x: stored, residual: stored, gamma: Floats, beta: Floats, shift: Floats, delta: Floats, var: Floats,
@@ -163,20 +146,7 @@ def _forward(
             for i in range(AHEAD):
                 if k + i < mine:
                     take(beyond, (k + i - IN_REGISTERS) * size + thread * width, values, i * places)
-            for j in range(width):
-                group_sum[j] = float32(0)
-                group_square[j] = float32(0)
-            for i in range(AHEAD):
-                if k + i < mine:
-                    for j in range(width):
-                        difference = number(values, i * places, j) - near[j]
-                        group_sum[j] += difference
-                        group_square[j] = fma(difference, difference, group_square[j])
-            for j in range(width):
-                rest[j] += group_sum[j]
-                square, lost = two_sum(scale[j], group_square[j])
-                scale[j] = square
-                offset[j] += lost
+            sum_group(k, mine, values, 0, near, rest, scale, offset, group_sum, group_square)
         counts[thread] = float32(mine)
         for j in range(width):
             shifts[j * BLOCK + thread] = near[j]
@@ -226,12 +196,7 @@ def _forward(
                 for i in range(AHEAD):
                     if k + i < mine:
                         take(beyond, (k + i - IN_REGISTERS) * size + thread * width, one, 0)
-                        for j in range(width):
-                            value = normalized(number(one, 0, j), near[j], rest[j], scale[j], offset[j])
-                            if add:
-                                value += number(values, i * places, j)
-                            result[j] = positive(value) if relu else value
-                        store(y, index(at + (k + i) * step), result)
+                        use_row(one, 0, values, i, y, at + (k + i) * step, near, rest, scale, offset, result)
 
     return Launch(
         forward,
@@ -288,59 +253,3 @@ def batchnorm_forward_persistent_vector(
 ) -> Launch:
     """The same with as many channels a thread as 16 bytes hold, moved at once. All arrays aligned to 16."""
     return _forward(channels, affine, relu, add, kept, index, storage, storage.wide)
-
-
-@techniques("two_pass", "persistent")
-def batchnorm_forward(
-    run: Runner,
-    x: Array,
-    gamma: Array | None,
-    beta: Array | None,
-    eps: float,
-    out: BatchStatistics,
-    y: Array,
-    relu: bool,
-    residual: Array | None = None,
-    *,
-    technique: str | None = None,
-) -> None:
-    """Training's forward: the statistics of the batch x (..., c) into the four (c,) arrays of `out`, and y by them.
-
-    With a residual y = max(normalized x + residual, 0), the end of a residual block, and `relu` is true; else max(y, 0)
-    where `relu`. gamma and beta (c,) or both None. One launch on `run` where x fits on the chip of its GPU and this
-    technique is chosen ("persistent"), else three.
-
-    Raises:
-        ShapeError: x has no channels or no rows, y or residual is not of its shape, or another array not (c,).
-        TypeError: Only one of gamma and beta is given, images are not of one storage, or another array not float32.
-        ValueError: A residual without `relu`.
-        TechniqueError: technique is "persistent" and x does not fit.
-    """
-    operation = "batchnorm_forward"
-    rows = require_channels(operation, x, **out._asdict(), gamma=gamma, beta=beta)
-    same_shape(operation, x=x, y=y, **({} if residual is None else {"residual": residual}))
-    if rows == 0:
-        raise ShapeError(f"{operation}: x has shape {tuple(x.shape)}, expected at least one row")
-    storage = common_storage(operation, x=x, y=y, **({} if residual is None else {"residual": residual}))
-    affine, (scale, offset) = is_affine(operation, gamma, beta, out)
-    if residual is not None and not relu:
-        raise ValueError(f"{operation}: a residual is added before a ReLU; give relu=True")
-    other = x if residual is None else residual
-    found = resident(run, storage, x, y, other, scale, offset, tensors=1)
-    persistent: Option = "persistent", found is not None, lambda: why_resident(run, x, found, "x")
-    plain: Option = "two_pass", True, "three launches, for any size and any GPU"
-    options = (plain, persistent) if numbers(run) is None else (persistent, plain)
-    arrays = {"x": x, "y": y, "residual": residual}
-    if choose(run, operation, technique, options, **arrays) == "two_pass" or found is None:
-        batchnorm_statistics(run, x, eps, out)
-        if residual is None:
-            batchnorm_apply(run, x, out, gamma, beta, y, relu)
-        else:
-            batchnorm_add_relu_apply(run, x, residual, out, gamma, beta, y)
-        return
-    parts, kept, span = found
-    vector = parts.width > 1
-    factory = batchnorm_forward_persistent_vector if vector else batchnorm_forward_persistent_scalar
-    chosen = factory(parts.channels, affine, relu, residual is not None, kept, index_type(x.size), storage)
-    partial = run.empty((3, blocks_for(rows, span), parts.channels))
-    run(chosen, x, other, scale, offset, *out, y, partial, run.barrier(), rows, span, eps)

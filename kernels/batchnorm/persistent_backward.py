@@ -20,10 +20,10 @@ from kernels.activation import passed
 from kernels.batchnorm.apply import normalized
 from kernels.batchnorm.held import held_rows
 from kernels.batchnorm.residency import kept_bytes, line_split, room, rows_at_once, sharer
-from kernels.batchnorm.resident_gradients import IN_REGISTERS, exchanger, finisher
-from kernels.batchnorm.split import AHEAD, BLOCK, loader
+from kernels.batchnorm.resident_gradients import IN_REGISTERS, exchanger, fetcher, finisher
+from kernels.batchnorm.split import AHEAD, BLOCK
 from kernels.device import inlined
-from kernels.intrinsics import cp_async_commit, cp_async_wait
+from kernels.intrinsics import cp_async_wait
 from kernels.launch import Cost, Floats, Int64, Launch, UInt32s, blocks_for, kernel
 from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage
 
@@ -35,12 +35,12 @@ def _backward(
     form = held_rows(storage, width)
     kind, places, take, number = form.dtype, form.places, form.load, form.number
     parts = line_split(channels, width)
-    across, load, copy, kept_memory, share = parts.across, loader(width), form.copy, room(kept, storage), sharer(parts)
+    across, kept_memory, share = parts.across, room(kept, storage), sharer(parts)
     keep, bytes_each = form.keep, storage.bytes
-    exchange, finish = exchanger(parts, index), finisher(parts, training, relu, index, storage)
+    fetch, exchange = fetcher(parts, affine, relu, index, storage), exchanger(parts, index)
+    finish = finisher(parts, training, relu, index, storage)
     size, slots, ahead = width * BLOCK, IN_REGISTERS * places, AHEAD * places
-    pair, step = 2 * size, parts.depth * channels  # elements of a row of x and of dy in shared memory; to the next row
-
+    pair = 2 * size  # elements of a row of x and of dy in shared memory
     once = rows_at_once(IN_REGISTERS, width)
     several = once < IN_REGISTERS
 
@@ -79,31 +79,10 @@ def _backward(
         thread = cuda.threadIdx.x
         row, channel, mine, at = share(rows, span)
 
-        for i in range(IN_REGISTERS):
-            if i < mine:
-                take(x, index(at + i * step), held, i * places)
-                take(dy, index(at + i * step), gradients, i * places)
-        for k in range(IN_REGISTERS, mine):
-            slot = (k - IN_REGISTERS) * pair + thread * width
-            copy(beyond, slot, x, index(at + k * step))
-            copy(beyond, slot + size, dy, index(at + k * step))
-        cp_async_commit()
-
-        for j in range(width):
-            total[j] = float32(0)
-            product[j] = float32(0)
-        if mine > 0:
-            load(shift, channel, near, 0)
-            load(delta, channel, rest, 0)
-            load(inv_std, channel, scale, 0)
-            for j in range(width):
-                offset[j] = float32(0)
-            if affine:
-                load(gamma, channel, offset, 0)
-                for j in range(width):
-                    scale[j] *= offset[j]
-                if relu:
-                    load(beta, channel, offset, 0)
+        fetch(
+            x, dy, shift, delta, inv_std, gamma, beta, channel, mine, at, beyond, held, gradients,
+            near, rest, scale, offset, total, product,
+        )  # fmt: skip
         sum_held(0, mine, held, gradients, near, rest, scale, offset, total, product, result)
         if several:
             sum_held(once, mine, held, gradients, near, rest, scale, offset, total, product, result)

@@ -1,4 +1,4 @@
-"""What both persistent backward kernels do with a batch that is on the chip: exchange sums, and make dx of it.
+"""What both persistent backward kernels do: load a batch and its gradients, exchange sums, and make dx.
 
 A thread has summed g and g * centred (backward.py) over its rows. Every block stores what its threads have found; after
 a barrier of the grid it adds what all have found of its channels, in the same order as all others.
@@ -9,19 +9,66 @@ after the other in shared memory.
 
 from typing import Any
 
-from numba import cuda
+from numba import cuda, float32
 
 from kernels.activation import passed
-from kernels.batchnorm.adding import block_adder, blocks_adder
+from kernels.batchnorm.adding import blocks_adder, partial_adder
 from kernels.batchnorm.apply import normalized
 from kernels.batchnorm.held import held_rows
 from kernels.batchnorm.residency import HELD, rows_at_once
-from kernels.batchnorm.split import BLOCK, Split, storer
+from kernels.batchnorm.split import BLOCK, Split, loader
 from kernels.device import inlined
 from kernels.grid_barrier import grid_barrier
+from kernels.intrinsics import cp_async_commit
 from kernels.storage import Storage
 
 IN_REGISTERS = HELD[2]
+
+
+def fetcher(parts: Split, affine: bool, relu: bool, index: Any, storage: Storage) -> Any:
+    """A device function: loads the `mine` rows of a thread, the first of which starts at `at`, and its statistics.
+
+    Rows beyond IN_REGISTERS are under way in shared memory, `beyond`, until cp_async_wait(0). near, rest and scale are
+    shift, delta and gamma * inv_std; offset, where `relu`, is beta. The sums `total` and `product` are set to zero.
+    """
+    width, form, load = parts.width, held_rows(storage, parts.width), loader(parts.width)
+    places, take, copy = form.places, form.load, form.copy
+    size, step = width * BLOCK, parts.depth * parts.channels
+    pair = 2 * size  # elements of a row of x and of dy in shared memory
+
+    @inlined
+    def fetch(
+        x, dy, shift, delta, inv_std, gamma, beta, channel, mine, at, beyond, held, gradients,
+        near, rest, scale, offset, total, product,
+    ):  # fmt: skip
+        for i in range(IN_REGISTERS):
+            if i < mine:
+                take(x, index(at + i * step), held, i * places)
+                take(dy, index(at + i * step), gradients, i * places)
+        for k in range(IN_REGISTERS, mine):
+            slot = (k - IN_REGISTERS) * pair + cuda.threadIdx.x * width
+            copy(beyond, slot, x, index(at + k * step))
+            copy(beyond, slot + size, dy, index(at + k * step))
+        cp_async_commit()
+
+        for j in range(width):
+            total[j] = float32(0)
+            product[j] = float32(0)
+        if mine > 0:
+            load(shift, channel, near, 0)
+            load(delta, channel, rest, 0)
+            load(inv_std, channel, scale, 0)
+            if relu:
+                for j in range(width):
+                    offset[j] = float32(0)
+            if affine:
+                load(gamma, channel, offset, 0)
+                for j in range(width):
+                    scale[j] *= offset[j]
+                if relu:
+                    load(beta, channel, offset, 0)
+
+    return fetch
 
 
 def exchanger(parts: Split, index: Any) -> Any:
@@ -32,8 +79,7 @@ def exchanger(parts: Split, index: Any) -> Any:
     """
     channels, width, lanes = parts.channels, parts.width, parts.lanes
     line = lanes * width  # channels of a block
-    store, add_block = storer(width), block_adder(width, lanes, parts.depth)
-    add_blocks = blocks_adder(line, BLOCK // line)
+    add_and_store, add_blocks = partial_adder(parts, index), blocks_adder(line, BLOCK // line)
 
     @inlined
     def exchange(partial, state, inv_std, dgamma, dbeta, rows, row, channel, sums, products, total, product, result):
@@ -41,15 +87,7 @@ def exchanger(parts: Split, index: Any) -> Any:
         for j in range(width):
             sums[j * BLOCK + thread] = total[j]
             products[j * BLOCK + thread] = product[j]
-        add_block(thread, row, sums, products)
-        if row == 0 and channel < channels:
-            place = cuda.blockIdx.x * channels + channel
-            for j in range(width):
-                result[j] = sums[j * BLOCK + thread]
-            store(partial, index(place), result)
-            for j in range(width):
-                result[j] = products[j * BLOCK + thread]
-            store(partial, index(cuda.gridDim.x * channels + place), result)
+        add_and_store(partial, row, channel, thread, sums, products, result)
 
         grid_barrier(state)
 

@@ -22,9 +22,9 @@ from numba import cuda, float32, int64, uint32
 
 from kernels.arrays import wide
 from kernels.banks import passes
-from kernels.batchnorm.split import loader
+from kernels.batchnorm.split import loader, storer
 from kernels.choice import Option
-from kernels.conv.first_layer_access import EIGHT, shared_loader, shared_storer, stored_storer
+from kernels.conv.first_layer_access import EIGHT, halves, part_of_tap, stored_storer, tap_loader
 from kernels.conv.geometry import Geometry
 from kernels.device import index_type
 from kernels.launch import Array, Floats, Int64, Launch, Runner, blocks_for, kernel
@@ -139,11 +139,14 @@ def _forward(tile: Tile, geometry: Geometry, with_bias: bool, index: Any, storag
     row, depth = w_in * c_in, patch_lines(geometry, lines)
     used = max(0, min(row, (patch_columns(geometry, pixels) - pw) * c_in))  # of a line of x: what some window holds
     left, step, reach = pw * c_in, pixels * sw * c_in, (pixels - 1) * sw + kw
-    loads, clears, fills = (blocks_for(size, BLOCK) for size in (depth * row, depth * pitch, taps * lanes))
+    parts = lanes * halves(width)  # of the channels of a tap, 16 bytes each
+    part = lanes * width // parts
+    loads, clears, fills = (blocks_for(size, BLOCK) for size in (depth * row, depth * pitch, taps * parts))
     down, across = blocks_for(ho, lines), blocks_for(c_out, lanes * width)
     of_y: Any = storage.pointer
     load, store, size = loader(width), stored_storer(width, storage), storage.bytes
-    load_shared, store_shared = shared_loader(width, lanes), shared_storer(width, lanes)
+    load_part, store_part, channel_of = loader(part), storer(part), part_of_tap(width, lanes)
+    load_tap = tap_loader(width, lanes)
     patch_size, weights_size, sums_size = depth * pitch, taps * lanes * width, pixels * width
     exact = strips * pixels == wo and groups * rounds == lines * strips
 
@@ -168,9 +171,9 @@ def _forward(tile: Tile, geometry: Geometry, with_bias: bool, index: Any, storag
                 patch[e] = float32(0)
         for k in range(fills):
             e = uint32(k * BLOCK + thread)
-            if e < taps * lanes and first_channel + e % lanes * width < c_out:
-                load(w, index(e // lanes * c_out + first_channel + e % lanes * width), factors, 0)
-                store_shared(weights, uint32(e * width), factors)
+            if e < taps * parts and first_channel + channel_of(e % parts) < c_out:
+                load_part(w, index(e // parts * c_out + first_channel + channel_of(e % parts)), factors, 0)
+                store_part(weights, uint32(e * part), factors)
 
         for number in range(cuda.blockIdx.x * span, min((cuda.blockIdx.x + 1) * span, n * down)):
             image, top = index(number // down), number % down * lines
@@ -202,7 +205,7 @@ def _forward(tile: Tile, geometry: Geometry, with_bias: bool, index: Any, storag
                                 values[e] = patch[uint32(at + e * c_in)]
                             for j in range(kw):
                                 tap = ((i * kw + j) * c_in + c) * lanes
-                                load_shared(weights, uint32((tap + lane) * width), factors, 0)
+                                load_tap(weights, uint32((tap + lane) * width), factors, 0)
                                 for p in range(pixels):
                                     for k in range(width):
                                         sums[p * width + k] += values[p * sw + j] * factors[k]

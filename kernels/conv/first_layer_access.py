@@ -1,7 +1,10 @@
 """How a first layer's threads move their channels: 1, or what 16 bytes of y hold, 4 floats or 8 elements of 16 bits.
 
-Eight channels of a thread take two accesses to shared memory, where they are float32. There a row of `lanes` threads'
-first halves is followed by their second halves: so the threads of one access read neighbouring words.
+Eight channels are float32 in shared memory, which moves four of them at once. There the two halves of such a row of
+eight change places in every other four rows: then threads that load the first, or the second, half of rows that follow
+one another meet in no bank, and neither do those that move half after half. Of weights, which are read most, the first
+halves of a tap come first. From and to global memory arrays of float32 are moved in halves, all of a tap at once: the
+accesses of a warp take whole sectors.
 """
 
 from typing import Any
@@ -49,8 +52,57 @@ def stored_storer(width: int, storage: Storage) -> Any:
     return inlined(store_one if width == 1 else store_eight)
 
 
-def shared_loader(width: int, lanes: int) -> Any:
+def halves(width: int) -> int:
+    """Accesses of 16 bytes that move so many channels in shared memory."""
+    return 2 if width == EIGHT else 1
+
+
+def shared_loader(width: int) -> Any:
     """A device function: values[at : at + width] = what `shared_storer` has stored at i, in shared memory."""
+    if width != EIGHT:
+        return loader(width)
+
+    @inlined
+    def load_halves(memory, i, values, at):
+        first = _half_at(i)
+        values[at], values[at + 1], values[at + 2], values[at + 3] = load4(memory, first)
+        second = uint32(first ^ 4)
+        values[at + 4], values[at + 5], values[at + 6], values[at + 7] = load4(memory, second)
+
+    return load_halves
+
+
+def shared_storer(width: int) -> Any:
+    """A device function: put values[:width] at i, a multiple of the width, in shared memory."""
+    if width != EIGHT:
+        return storer(width)
+
+    @inlined
+    def store_halves(memory, i, values):
+        first = _half_at(i)
+        store4(memory, first, values[0], values[1], values[2], values[3])
+        store4(memory, uint32(first ^ 4), values[4], values[5], values[6], values[7])
+
+    return store_halves
+
+
+def half_loader(width: int) -> Any:
+    """As `shared_loader`, of a half: i is a multiple of width / halves(width), and so many are loaded."""
+    if width != EIGHT:
+        return loader(width)
+
+    @inlined
+    def load_half(memory, i, values, at):
+        values[at], values[at + 1], values[at + 2], values[at + 3] = load4(memory, _half_at(i))
+
+    return load_half
+
+
+def tap_loader(width: int, lanes: int) -> Any:
+    """A device function: values[at : at + width] = weights of a tap in shared memory, of thread i / width % lanes.
+
+    There the first halves of all `lanes` threads are followed by their second halves.
+    """
     if width != EIGHT:
         return loader(width)
 
@@ -64,18 +116,23 @@ def shared_loader(width: int, lanes: int) -> Any:
     return load_halves
 
 
-def shared_storer(width: int, lanes: int) -> Any:
-    """A device function: put values[:width] at i, a multiple of the width, in shared memory, from where it is loaded.
+def part_of_tap(width: int, lanes: int) -> Any:
+    """A device function: the first channel of the part of that number, as `tap_loader` takes them."""
 
-    What lies there begins with lane 0.
-    """
-    if width != EIGHT:
-        return storer(width)
+    def whole(part):
+        return part * width
 
-    @inlined
-    def store_halves(memory, i, values):
-        first = uint32(i - i // 8 % lanes * 4)
-        store4(memory, first, values[0], values[1], values[2], values[3])
-        store4(memory, uint32(first + lanes * 4), values[4], values[5], values[6], values[7])
+    def half(part):
+        return part % lanes * width + part // lanes * 4
 
-    return store_halves
+    return inlined(half if width == EIGHT else whole)
+
+
+@inlined
+def _half_at(i):
+    return uint32(i ^ i >> 3 & 4)
+
+
+def half_of(row: Any) -> Any:
+    """Where the first half of these rows of eight channels lies, in units of 16 bytes."""
+    return 2 * row + (row >> 2 & 1)

@@ -16,140 +16,43 @@ Storage  The image and dw are float32; dy may be in 16 bits, and then a thread h
 Edges    As the definition has it, the padding's zeros take part; pixels beyond dy do not.
 """
 
-import functools
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 from numba import cuda, float32, int64, uint32
 
 from kernels.arrays import wide
-from kernels.banks import passes
 from kernels.batchnorm.split import storer
-from kernels.columns import sum_columns
-from kernels.conv.first_layer import (
-    CIFAR,
-    FIVE,
-    MARGIN,
-    MNIST,
-    ODD,
-    SEVEN,
-    SHARED,
-    patch_columns,
-    patch_lines,
-    place_in,
-    strip_of,
-)
-from kernels.conv.first_layer_access import EIGHT, shared_loader, shared_storer, stored_loader
+from kernels.conv.first_layer import CIFAR, FIVE, MNIST, ODD, SEVEN, patch_columns, patch_lines
+from kernels.conv.first_layer_access import half_loader, halves, shared_loader, shared_storer, stored_loader
+from kernels.conv.first_layer_share import Share, kept_sums
+from kernels.conv.first_layer_share import share_of as share_of
 from kernels.conv.geometry import Geometry
 from kernels.device import index_type
 from kernels.launch import Array, Floats, Int64, Launch, Runner, blocks_for, kernel
+from kernels.slices import in_slices
 from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage, storage_of
-
-THREADS = 256  # of a block, about
-SUMS = 108  # of a thread, at most: they are registers
-PRODUCTS = 224  # of a thread and a strip, at most: longer loops are not unrolled, and the sums are no registers then
-TERMS = 256  # products that a thread adds to a sum, at most
-ROUNDS = 4  # strips of a thread in a tile
-ENOUGH = 528  # blocks, four on each multiprocessor of a large GPU
-
-
-class Share(NamedTuple):
-    """How a block's threads share the sums and the pixels; a tile is `lines` lines of dy."""
-
-    width: int  # channels of dy that a thread has
-    lanes: int  # threads side by side along the channels
-    own: int  # lines of the kernel that a thread has
-    sets: int  # threads that share the lines of the kernel
-    groups: int  # of lanes * sets threads; each takes one strip at a time
-    lines: int
-    strips: int  # of a line
-    pixels: int  # of a strip
-    pitch: int  # floats from a line of the patch to the next
-    lines_first: bool  # neighbouring groups have neighbouring lines, not strips
-
-    @property
-    def block(self) -> int:
-        """Threads."""
-        return self.lanes * self.sets * self.groups
-
-    @property
-    def rounds(self) -> int:
-        """Strips of a group in a tile."""
-        return blocks_for(self.lines * self.strips, self.groups)
-
-    def shared(self, geometry: Geometry) -> int:
-        """Floats in shared memory: the patch and, for several sets, dy; in the end the sums of a line of the kernel."""
-        staged = self.lines * geometry.wo * self.lanes * self.width if self.sets > 1 else 0
-        return max(staged + patch_lines(geometry, self.lines) * self.pitch, self.block * geometry.kw * self.width)
-
-    def tiles(self, geometry: Geometry, n: int) -> int:
-        """Of n images."""
-        return n * blocks_for(geometry.ho, self.lines)
-
-    def span(self, geometry: Geometry, n: int) -> int:
-        """Tiles of a block: as many that `ENOUGH` blocks do, but no more than a sum's terms allow."""
-        most = max(1, TERMS // (self.rounds * self.pixels))
-        return max(1, min(blocks_for(self.tiles(geometry, n), ENOUGH), most))
-
-
-@functools.cache
-def share_of(geometry: Geometry, width: int) -> Share | None:
-    """The share for a geometry, or None where what it needs does not fit into shared memory."""
-    kernel_lines, sums_of_line = geometry.kh * geometry.c_in, geometry.kw * width
-    sets = blocks_for(kernel_lines, max(1, (SUMS if width > 1 else SUMS // 4) // sums_of_line))
-    own = blocks_for(kernel_lines, sets)
-    pixels = strip_of(geometry, tuple(size for size in (5, 4, 3, 2) if own * sums_of_line * size <= PRODUCTS))
-    strips, least = blocks_for(geometry.wo, pixels), patch_columns(geometry, pixels) * geometry.c_in
-    quads, best = blocks_for(geometry.c_out, width), None
-    sector = 16 if width == EIGHT else 8  # elements of dy
-    for lanes in (16, 8, 4, 2, 1) if width > 1 else (32, 16, 8, 4, 2, 1):
-        groups = max(1, (THREADS // 2 if own * sums_of_line > SUMS // 2 else THREADS) // (lanes * sets))
-        across = blocks_for(quads, lanes)
-        for lines in range(1, geometry.ho + 1):
-            share = Share(width, lanes, own, sets, groups, lines, strips, pixels, least + MARGIN, True)
-            if share.shared(geometry) > SHARED or share.block > 1024 or (lines > 1 and share.rounds > ROUNDS):
-                break
-            read = share.rounds * groups * pixels * lanes * width * max(1, sector // (lanes * width)) * 8 // sector
-            patch = patch_lines(geometry, lines) * geometry.w * geometry.c_in
-            moved = blocks_for(geometry.ho, lines) * across * (read + patch)
-            if best is None or moved < best[0]:
-                best = moved, share
-    return _without_conflicts(best[1], geometry, least) if best else None
-
-
-def _without_conflicts(share: Share, geometry: Geometry, least: int) -> Share:
-    """The share with the pitch, and the order of groups, by which the lanes of a warp meet in the fewest banks."""
-    thread, row, step = np.arange(share.block), geometry.w * geometry.c_in, share.pixels * geometry.sw * geometry.c_in
-    group, first = thread // (share.lanes * share.sets), thread // share.lanes % share.sets * share.own
-    element = np.arange(patch_lines(geometry, share.lines) * row)
-    reads = share.rounds * share.own * ((share.pixels - 1) * geometry.sw + geometry.kw)
-
-    def conflicts(one: Share) -> int:
-        line, strip = place_in(one.lines_first, one.lines, one.strips, group)
-        read = (line * geometry.sh + first // geometry.c_in) * one.pitch + strip * step + first % geometry.c_in
-        return reads * passes(read) + passes(element // row * one.pitch + element % row)
-
-    pitches = range(least, least + MARGIN + 1)
-    return min((share._replace(pitch=p, lines_first=f) for p in pitches for f in (True, False)), key=conflicts)
 
 
 def _backward_weight(share: Share, geometry: Geometry, index: Any, storage: Storage) -> Launch:
     h, w_in, c_in, kh, kw, c_out, sh, sw, ph, pw = geometry
     ho, wo, taps = geometry.ho, geometry.wo, geometry.taps
-    width, lanes, own, sets, groups, lines, strips, pixels, pitch, lines_first = share
+    width, lanes, own, sets, groups, lines, strips, pixels, pitch, lines_first, apart = share
     block, rounds, shared_size, staged = share.block, share.rounds, share.shared(geometry), sets > 1
     channels, kernel_lines = lanes * width, kh * c_in
     row, depth = w_in * c_in, patch_lines(geometry, lines)
     used = max(0, min(row, (patch_columns(geometry, pixels) - pw) * c_in))  # of a line of x: what some window holds
     left, step, reach = pw * c_in, pixels * sw * c_in, (pixels - 1) * sw + kw
-    patch_at = lines * wo * channels if staged else 0
+    patch_at, more = lines * apart * width if staged else 0, apart - wo * lanes
+    found = sets * kw * lanes * halves(width)  # parts of the sums for a line of the kernel
+    part = width // halves(width)
     clears, loads, brings, ends = (
-        blocks_for(size, block) for size in (depth * pitch, depth * row, lines * wo * lanes, sets * kw * lanes)
+        blocks_for(size, block) for size in (depth * pitch, depth * row, lines * wo * lanes, found)
     )
     down, across = blocks_for(ho, lines), blocks_for(c_out, channels)
     of_dy: Any = storage.pointer
-    load, store, size = stored_loader(width, storage), storer(width), storage.bytes
-    load_shared, store_shared = shared_loader(width, lanes), shared_storer(width, lanes)
+    load, store, size = stored_loader(width, storage), storer(part), storage.bytes
+    load_shared, store_shared, load_part = shared_loader(width), shared_storer(width), half_loader(width)
+    place_of_sums, part_of_sums, place_of_part = kept_sums(share, kw)
     sums_size, dy_size, tail = own * kw * width, pixels * width, strips * pixels != wo
 
     def conv2d_backward_weight(x: Floats, dy: of_dy, dw: Floats, n: Int64, span: Int64):
@@ -158,7 +61,7 @@ def _backward_weight(share: Share, geometry: Geometry, index: Any, storage: Stor
         gradients = cuda.local.array(dy_size, float32)
         values = cuda.local.array(reach, float32)
         four = cuda.local.array(width, float32)
-        total = cuda.local.array(width, float32)
+        total = cuda.local.array(part, float32)
         thread = uint32(cuda.threadIdx.x)
         lane, group = uint32(thread % lanes), uint32(thread // (lanes * sets))
         which_set = uint32(thread // lanes % sets)
@@ -190,7 +93,7 @@ def _backward_weight(share: Share, geometry: Geometry, index: Any, storage: Stor
                     pixel, c = uint32(e // lanes), uint32(first_channel + e % lanes * width)
                     if pixel < lines * wo and top * wo + int64(pixel) < ho * wo and c < c_out:
                         load(dy, index(((image * ho + top) * wo + int64(pixel)) * c_out + c), four, 0)
-                        store_shared(memory, uint32(e * width), four)
+                        store_shared(memory, uint32((e + pixel // wo * more) * width), four)
             cuda.syncthreads()
             for turn in range(rounds):
                 which = uint32(turn * groups + group)
@@ -200,7 +103,7 @@ def _backward_weight(share: Share, geometry: Geometry, index: Any, storage: Stor
                     line, strip = uint32(which // strips), uint32(which % strips)
                 if line < lines and strip < strips and top + int64(line) < ho and channel < c_out:
                     if staged:
-                        first = uint32(((line * wo + strip * pixels) * lanes + lane) * width)
+                        first = uint32(((line * wo + strip * pixels) * lanes + lane + line * more) * width)
                         for p in range(pixels):
                             if not tail or strip * pixels + p < wo:
                                 load_shared(memory, uint32(first + p * channels), gradients, p * width)
@@ -230,18 +133,19 @@ def _backward_weight(share: Share, geometry: Geometry, index: Any, storage: Stor
             for j in range(kw):
                 for k in range(width):
                     four[k] = sums[(s * kw + j) * width + k]
-                store_shared(memory, uint32((((group * sets + which_set) * kw + j) * lanes + lane) * width), four)
+                store_shared(memory, place_of_sums(thread, group, which_set, lane, j), four)
             cuda.syncthreads()
             for k in range(ends):
                 e = uint32(k * block + thread)
-                c, j = uint32(first_channel + e % lanes * width), uint32(e // lanes % kw)
-                kernel_line = uint32(e // (lanes * kw) * own + s)
-                if e < sets * kw * lanes and kernel_line < kernel_lines and c < c_out:
-                    for m in range(width):
+                c, j, which = part_of_sums(e)
+                c = uint32(first_channel + c)
+                kernel_line = uint32(which * own + s)
+                if e < found and kernel_line < kernel_lines and c < c_out:
+                    for m in range(part):
                         total[m] = float32(0)
                     for g in range(groups):
-                        load_shared(memory, uint32((g * (sets * kw * lanes) + e) * width), four, 0)
-                        for m in range(width):
+                        load_part(memory, place_of_part(g, e), four, 0)
+                        for m in range(part):
                             total[m] += four[m]
                     tap = (kernel_line // c_in * kw + j) * c_in + kernel_line % c_in
                     store(dw, index((cuda.blockIdx.x * taps + tap) * c_out + c), total)
@@ -303,7 +207,6 @@ def backward_weight(run: Runner, geometry: Geometry, x: Array, dy: Array, dw: Ar
     n = x.shape[0]
     span = share.span(geometry, n)
     parts = max(1, blocks_for(share.tiles(geometry, n), span))
-    target = dw if parts == 1 else run.empty((parts, *dw.shape))
-    run(factory(share, geometry, index_type(max(x.size, dy.size, parts * dw.size)), storage), x, dy, target, n, span)
-    if parts > 1:
-        sum_columns(run, target, dw)
+    chosen = factory(share, geometry, index_type(max(x.size, dy.size, parts * dw.size)), storage)
+    with in_slices(run, parts, dw) as target:
+        run(chosen, x, dy, target, n, span)

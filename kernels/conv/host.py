@@ -3,7 +3,7 @@
 from math import prod
 
 from kernels.choice import choose
-from kernels.conv import first_layer, first_layer_gradient, tensor_core_launch, wgmma_launch
+from kernels.conv import first_layer, first_layer_gradient, first_layer_share, tensor_core_launch, wgmma_launch
 from kernels.conv.direct import (
     conv2d_backward_input_direct,
     conv2d_backward_weight_direct,
@@ -15,13 +15,13 @@ from kernels.conv.implicit_gemm import (
     conv2d_backward_weight_implicit_gemm,
     conv2d_forward_implicit_gemm,
 )
-from kernels.conv.rounded import merge
 from kernels.device import index_type
 from kernels.errors import ShapeError
 from kernels.launch import Array, Runner, techniques
 from kernels.matmul.tensor_tiles import NAME as TENSOR_CORE
 from kernels.matmul.tiles import slices_of, span_of, tile_for
 from kernels.matmul.wgmma_tiles import NAME as WGMMA
+from kernels.slices import in_slices
 from kernels.storage import require_float32, storage_of
 from kernels.window import Pair
 
@@ -82,10 +82,9 @@ def conv2d_forward(
     span = span_of(geometry.taps, tile, tile.cover(rows, geometry.c_out))
     slices = slices_of(geometry.taps, span)
     index = index_type(max(x.size, w.size, slices * y.size))
-    target = y if slices == 1 else run.empty((slices, *y.shape))
-    kernel = conv2d_forward_implicit_gemm(tile, geometry, with_bias, index, stored[0], storage_of(target))
-    run(kernel, x, w, given, target, n, span)
-    _merge(run, slices, target, y)
+    with in_slices(run, slices, y) as target:
+        kernel = conv2d_forward_implicit_gemm(tile, geometry, with_bias, index, stored[0], storage_of(target))
+        run(kernel, x, w, given, target, n, span)
 
 
 @techniques("direct", "implicit_gemm", "tensor_core", "wgmma")
@@ -133,16 +132,9 @@ def conv2d_backward_input(
     span = span_of(depth, tile, phases * tile.cover(n * rows, geometry.c_in))
     slices = slices_of(depth, span)
     index = index_type(max(slices * dx.size, w.size, dy.size))
-    target = dx if slices == 1 else run.empty((slices, *dx.shape))
-    run(
-        conv2d_backward_input_implicit_gemm(tile, geometry, index, storage_of(target), stored[1]),
-        dy,
-        w,
-        target,
-        n,
-        span,
-    )
-    _merge(run, slices, target, dx)
+    with in_slices(run, slices, dx) as target:
+        kernel = conv2d_backward_input_implicit_gemm(tile, geometry, index, storage_of(target), stored[1])
+        run(kernel, dy, w, target, n, span)
 
 
 @techniques("direct", "implicit_gemm", "first_layer", "tensor_core", "wgmma")
@@ -170,7 +162,7 @@ def conv2d_backward_weight(
     geometry = geometry_of("conv2d_backward_weight", stride, padding, x=x.shape, dw=dw.shape, dy=dy.shape)
     require_float32("conv2d_backward_weight", dw=dw)
     stored = storage_of(x, "conv2d_backward_weight: x"), storage_of(dy, "conv2d_backward_weight: dy")
-    share = first_layer_gradient.share_of(geometry, 1) if geometry.c_in <= first_layer.CHANNELS else None
+    share = first_layer_share.share_of(geometry, 1) if geometry.c_in <= first_layer.CHANNELS else None
     product = wgmma_launch.weight_product(geometry, x.shape[0])
     others = tensor_core_launch.options(precision, geometry, x=x, dy=dy, dw=dw)
     others = wgmma_launch.among(run, precision, others, geometry, product, x=x, dy=dy, dw=dw)
@@ -194,15 +186,8 @@ def conv2d_backward_weight(
         span = span_of(rows, tile, tile.cover(geometry.taps, geometry.c_out))
     slices = slices_of(rows, span)
     index = index_type(max(x.size, dy.size, slices * dw.size))
-    target = dw if slices == 1 else run.empty((slices, *dw.shape))
-    if technique == "direct":
-        run(conv2d_backward_weight_direct(geometry, index, *stored), x, dy, target, n, span, slices)
-    else:
-        run(conv2d_backward_weight_implicit_gemm(tile, geometry, index, *stored), x, dy, target, n, span)
-    _merge(run, slices, target, dw)
-
-
-def _merge(run: Runner, slices: int, partial: Array, result: Array) -> None:
-    """Result = the sum of the slices of `partial`, unless it is `partial` itself."""
-    if slices > 1:
-        merge(run, partial, result)
+    with in_slices(run, slices, dw) as target:
+        if technique == "direct":
+            run(conv2d_backward_weight_direct(geometry, index, *stored), x, dy, target, n, span, slices)
+        else:
+            run(conv2d_backward_weight_implicit_gemm(tile, geometry, index, *stored), x, dy, target, n, span)

@@ -22,12 +22,13 @@ from kernels.conv.normalized_tensor_core import (
     conv2d_normalized_backward_weight_tensor_core,
     conv2d_normalized_forward_tensor_core,
 )
-from kernels.conv.rounded import in_storage, merge
 from kernels.conv.tensor_core_launch import COUNTED, why_not
 from kernels.device import index_type
 from kernels.launch import Array, Runner, blocks_for
 from kernels.matmul.tensor_tiles import NAME, depth_of, in_order, span_of, tile_for
 from kernels.matmul.tiles import slices_of
+from kernels.rounded import in_storage
+from kernels.slices import in_slices
 from kernels.storage import FLOAT32, storage_of
 
 Five = tuple[Array, Array, Array, Array, Array]
@@ -75,16 +76,14 @@ def forward(
     slices = slices_of(geometry.taps, span)
     index = index_type(max(x.size, w.size, slices * y.size))
     here = out is not None and slices == 1
-    target = y if slices == 1 else run.empty((slices, *y.shape))
     partial = run.empty((3, blocks_for(rows, tile.rows) if here else 0, c_out))
     options = tile, geometry, _kind(before), here, index
-    if storage is FLOAT32:
-        chosen = conv2d_normalized_forward_tensor_core(*options)
-    else:
-        chosen = conv2d_normalized_forward_narrow_tensor_core(*options, storage, storage_of(target))
-    run(chosen, x, *_known(before, w), in_storage(run, w, storage), target, partial, n, span)
-    if slices > 1:
-        merge(run, target, y)
+    with in_slices(run, slices, y) as target:
+        if storage is FLOAT32:
+            chosen = conv2d_normalized_forward_tensor_core(*options)
+        else:
+            chosen = conv2d_normalized_forward_narrow_tensor_core(*options, storage, storage_of(target))
+        run(chosen, x, *_known(before, w), in_storage(run, w, storage), target, partial, n, span)
     if out is not None and here:
         batchnorm.merge_statistics(run, partial, out, rows, tile.rows, eps)
     elif out is not None:
@@ -102,15 +101,13 @@ def backward_weight(
     span = span_of(pixels, tile.cover(geometry.taps, geometry.c_out), depth_of(storage))
     slices = slices_of(pixels, span)
     index = index_type(max(x.size, dy.dy.size, slices * dw.size))
-    target = dw if slices == 1 else run.empty((slices, *dw.shape))
     options = tile.with_room(False, False, 1, 2, storage), geometry, _kind(before), Kind.of(dy.normalization), index
     if storage is FLOAT32:
         chosen = conv2d_normalized_backward_weight_tensor_core(*options)
     else:
         chosen = conv2d_normalized_backward_weight_narrow_tensor_core(*options, storage)
-    run(chosen, x, *_known(before, dy.sums.mean_g), *_pending(dy), target, n, span)
-    if slices > 1:
-        merge(run, target, dw)
+    with in_slices(run, slices, dw) as target:
+        run(chosen, x, *_known(before, dy.sums.mean_g), *_pending(dy), target, n, span)
 
 
 def backward_input(
@@ -133,34 +130,26 @@ def backward_input(
     slices = slices_of(depth, span)
     index = index_type(max(slices * dx.size, w.size, dy.dy.size))
     here = before if slices == 1 else None
-    target = dx if slices == 1 else run.empty((slices, *dx.shape))
+    masks = slices > 1 and before is not None and before.relu  # only when the slices have been added
     partial = run.empty((2, phases * blocks_for(rows, tile.rows) if here else 0, c_in))
     options = tile.with_room(True, True, 2, 1, storage), geometry, Kind.of(dy.normalization), _kind(here), index
-    if storage is FLOAT32:
-        chosen = conv2d_normalized_backward_input_tensor_core(*options)
-    else:
-        chosen = conv2d_normalized_backward_input_narrow_tensor_core(*options, storage, storage_of(target))
     weights = in_storage(run, w, storage)
-    run(chosen, *_pending(dy), weights, weights if here is None else x, *_known(here, w), target, partial, n, span)
-    if slices == 1 and before is None:
-        return
+    gradient = run.empty(dx.shape, dx.dtype) if masks else dx
+    with in_slices(run, slices, gradient) as target:
+        if storage is FLOAT32:
+            chosen = conv2d_normalized_backward_input_tensor_core(*options)
+        else:
+            chosen = conv2d_normalized_backward_input_narrow_tensor_core(*options, storage, storage_of(target))
+        run(chosen, *_pending(dy), weights, weights if here is None else x, *_known(here, w), target, partial, n, span)
     if x is None or before is None or sums is None:
-        merge(run, target, dx)
-    elif here:
+        return
+    if here:
         batchnorm.merge_gradient_sums(run, partial, before.statistics.inv_std, sums, dx.size // c_in)
-    else:
-        _mask_and_sum(run, target, dx, x, before, sums)
-
-
-def _mask_and_sum(run: Runner, slices: Array, dx: Array, x: Array, before: Normalization, sums: GradientSums) -> None:
-    """Dx = the sum of the slices, where before's ReLU passed x; and the sums of it."""
-    if before.relu:
-        gradient, activation = run.empty(dx.shape, dx.dtype), run.empty(x.shape, x.dtype)
-        merge(run, slices, gradient)
+        return
+    if masks:
+        activation = run.empty(x.shape, x.dtype)
         batchnorm.batchnorm_apply(run, x, before.statistics, before.gamma, before.beta, activation, True)
         relu_backward(run, gradient, activation, dx)
-    else:
-        merge(run, slices, dx)
     batchnorm.batchnorm_gradient_sums(run, x, dx, before._replace(relu=False), sums)
 
 

@@ -3,7 +3,6 @@
 from kernels.arrays import wide
 from kernels.choice import Option
 from kernels.conv.geometry import Geometry
-from kernels.conv.rounded import in_storage, merge
 from kernels.conv.tensor_core import (
     conv2d_backward_input_narrow_tensor_core,
     conv2d_backward_input_tensor_core,
@@ -16,6 +15,8 @@ from kernels.device import index_type
 from kernels.launch import Array, Runner
 from kernels.matmul.tensor_tiles import FAR, NAME, depth_of, in_order, span_of, tile_for
 from kernels.matmul.tiles import slices_of
+from kernels.rounded import in_storage
+from kernels.slices import in_slices
 from kernels.storage import FLOAT32, storage_of
 
 COUNTED = {4: "fours", 8: "eights"}
@@ -69,16 +70,14 @@ def forward(run: Runner, geometry: Geometry, x: Array, w: Array, bias: Array | N
     span = span_of(geometry.taps, tile.cover(rows, geometry.c_out), depth_of(storage))
     slices = slices_of(geometry.taps, span)
     index = index_type(max(x.size, w.size, slices * y.size))
-    target = y if slices == 1 else run.empty((slices, *y.shape))
     given = run.empty((0,)) if bias is None else bias
     options = tile, geometry, bias is not None, index
-    if storage is FLOAT32:
-        kernel = conv2d_forward_tensor_core(*options)
-    else:
-        kernel = conv2d_forward_narrow_tensor_core(*options, storage, storage_of(target))
-    run(kernel, x, in_storage(run, w, storage), given, target, n, span)
-    if slices > 1:
-        merge(run, target, y)
+    with in_slices(run, slices, y) as target:
+        if storage is FLOAT32:
+            kernel = conv2d_forward_tensor_core(*options)
+        else:
+            kernel = conv2d_forward_narrow_tensor_core(*options, storage, storage_of(target))
+        run(kernel, x, in_storage(run, w, storage), given, target, n, span)
 
 
 def backward_input(run: Runner, geometry: Geometry, dy: Array, w: Array, dx: Array) -> None:
@@ -91,14 +90,12 @@ def backward_input(run: Runner, geometry: Geometry, dy: Array, w: Array, dx: Arr
     span = span_of(depth, phases * tile.cover(rows, geometry.c_in), depth_of(storage))
     slices = slices_of(depth, span)
     index = index_type(max(slices * dx.size, w.size, dy.size))
-    target = dx if slices == 1 else run.empty((slices, *dx.shape))
-    if storage is FLOAT32:
-        kernel = conv2d_backward_input_tensor_core(tile, geometry, index)
-    else:
-        kernel = conv2d_backward_input_narrow_tensor_core(tile, geometry, index, storage, storage_of(target))
-    run(kernel, dy, in_storage(run, w, storage), target, n, span)
-    if slices > 1:
-        merge(run, target, dx)
+    with in_slices(run, slices, dx) as target:
+        if storage is FLOAT32:
+            kernel = conv2d_backward_input_tensor_core(tile, geometry, index)
+        else:
+            kernel = conv2d_backward_input_narrow_tensor_core(tile, geometry, index, storage, storage_of(target))
+        run(kernel, dy, in_storage(run, w, storage), target, n, span)
 
 
 def backward_weight(run: Runner, geometry: Geometry, x: Array, dy: Array, dw: Array) -> None:
@@ -110,11 +107,9 @@ def backward_weight(run: Runner, geometry: Geometry, x: Array, dy: Array, dw: Ar
     span = span_of(pixels, tile.cover(geometry.taps, geometry.c_out), depth_of(storage))
     slices = slices_of(pixels, span)
     index = index_type(max(x.size, dy.size, slices * dw.size))
-    target = dw if slices == 1 else run.empty((slices, *dw.shape))
     if storage is FLOAT32:
         kernel = conv2d_backward_weight_tensor_core(tile, geometry, index)
     else:
         kernel = conv2d_backward_weight_narrow_tensor_core(tile, geometry, index, storage)
-    run(kernel, x, dy, target, n, span)
-    if slices > 1:
-        merge(run, target, dw)
+    with in_slices(run, slices, dw) as target:
+        run(kernel, x, dy, target, n, span)

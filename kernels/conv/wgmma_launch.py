@@ -1,7 +1,6 @@
 """Convolution by wgmma: whether a convolution can take that technique, whether it is taken unasked, its launches."""
 
 from kernels.choice import Option
-from kernels.columns import sum_columns
 from kernels.conv.geometry import Geometry
 from kernels.conv.tensor_core_launch import why_not
 from kernels.conv.wgmma import conv2d_backward_input_wgmma, conv2d_backward_weight_wgmma, conv2d_forward_wgmma
@@ -11,6 +10,7 @@ from kernels.launch import Array, Runner
 from kernels.matmul.tensor_tiles import LEAST, span_of
 from kernels.matmul.tiles import slices_of
 from kernels.matmul.wgmma_tiles import LARGE, NAME, NARROW, tile_for, why_lacking
+from kernels.slices import in_slices
 from kernels.storage import FLOAT32, storage_of
 
 # Whether this technique may be taken without being asked for. It has run in the emulator alone: that its descriptors,
@@ -67,12 +67,10 @@ def forward(run: Runner, geometry: Geometry, x: Array, w: Array, bias: Array | N
     slices = slices_of(depth, span)
     packed = run.empty(slabs_shape(tile, columns, depth), "uint32")
     index = index_type(max(x.size, packed.size, slices * y.size))
-    target = y if slices == 1 else run.empty((slices, *y.shape))
     given = run.empty((0,)) if bias is None else bias
     run(conv2d_forward_pack_wgmma(tile, geometry), w, packed)
-    run(conv2d_forward_wgmma(tile, geometry, bias is not None, index), x, packed, given, target, n, span)
-    if slices > 1:
-        sum_columns(run, target, y)
+    with in_slices(run, slices, y) as target:
+        run(conv2d_forward_wgmma(tile, geometry, bias is not None, index), x, packed, given, target, n, span)
 
 
 def backward_input(run: Runner, geometry: Geometry, dy: Array, w: Array, dx: Array) -> None:
@@ -85,11 +83,9 @@ def backward_input(run: Runner, geometry: Geometry, dy: Array, w: Array, dx: Arr
     slices = slices_of(depth, span)
     packed = run.empty(slabs_shape(tile, columns, depth, phases), "uint32")
     index = index_type(max(slices * dx.size, w.size, packed.size, dy.size))
-    target = dx if slices == 1 else run.empty((slices, *dx.shape))
     run(conv2d_backward_input_pack_wgmma(tile, geometry), w, packed)
-    run(conv2d_backward_input_wgmma(tile, geometry, index), dy, packed, w, target, n, span)
-    if slices > 1:
-        sum_columns(run, target, dx)
+    with in_slices(run, slices, dx) as target:
+        run(conv2d_backward_input_wgmma(tile, geometry, index), dy, packed, w, target, n, span)
 
 
 def backward_weight(run: Runner, geometry: Geometry, x: Array, dy: Array, dw: Array) -> None:
@@ -100,7 +96,5 @@ def backward_weight(run: Runner, geometry: Geometry, x: Array, dy: Array, dw: Ar
     span = span_of(depth, tile.cover(rows, columns))
     slices = slices_of(depth, span)
     index = index_type(max(x.size, dy.size, slices * dw.size))
-    target = dw if slices == 1 else run.empty((slices, *dw.shape))
-    run(conv2d_backward_weight_wgmma(tile, geometry, index), x, dy, target, n, span)
-    if slices > 1:
-        sum_columns(run, target, dw)
+    with in_slices(run, slices, dw) as target:
+        run(conv2d_backward_weight_wgmma(tile, geometry, index), x, dy, target, n, span)

@@ -12,7 +12,7 @@ a square tile would be idle in most of its columns. So here all outputs belong t
                      step takes one barrier. A lane has `rows` x c_out sums; in the end the lanes of a warp fold them:
                      of two lanes each takes over half of the sums, so that all are busy, and each ends up with a
                      few that are complete. Where rows are too few to fill a GPU the depth is cut into slices, which
-                     `kernels.columns.sum_columns` adds up.
+                     `kernels.slices.in_slices` adds up.
     backward_input   A thread has 4 columns of w in registers, for all outputs, and goes down the rows; dy lies in
                      shared memory, from where a row's elements are read by all lanes at once.
     backward_weight  A warp has 128 columns of dw, 4 x c_out sums a lane, and goes down every eighth row of x; the warps
@@ -29,39 +29,19 @@ from typing import Any
 
 from numba import cuda, float32, int64, uint32
 
-from kernels.arrays import wide
-from kernels.choice import Option
-from kernels.columns import sum_columns
-from kernels.device import WARP, index_type, inlined
+from kernels.device import WARP, inlined
 from kernels.intrinsics import load4, store4
-from kernels.launch import Array, Cost, Floats, Int64, Launch, Runner, blocks_for, kernel
+from kernels.launch import Cost, Floats, Int64, Launch, blocks_for, kernel
 from kernels.matmul.tiles import slices_of
 
-NAME = "skinny"
-MOST = 16  # outputs
 WARPS = 8  # of a block that shares rows among its warps
 BLOCK = WARPS * WARP
 STEP = 4 * WARP  # elements of a row that a warp takes at once
 SUMS = 64  # of a thread, about: registers
-CHAIN = 256  # products that a thread adds to one sum, at most
-ENOUGH = 264  # blocks: two on each multiprocessor of an H100 or H200
-LEAST = 256  # steps of depth below which a slice is not worth its sum
 ACROSS = 128  # threads of a block of backward_input, each with four columns
-FEW_ROWS, MANY_ROWS = 32, 128  # of dy that a block takes: w is read for as many
+MANY_ROWS = 128  # of dy that a block takes, at most: w is read for as many
 WIDE = "LDG.E.128", "STG.E.128"
 EXAMPLES = [(10, uint32), (1, uint32), (16, uint32), (10, int64)]
-
-
-def option(c_out: int, c_in: int, **moved: Array) -> Option:
-    """This technique among those to choose from; `moved` are, by name, the arrays whose lines are c_in long."""
-    if not 1 <= c_out <= MOST:
-        return NAME, False, f"{c_out:,} outputs, {NAME} takes 1 to {MOST}"
-    if c_in % 4:
-        return NAME, False, f"{' and '.join(moved)} have lines of {c_in:,}, no multiple of 4"
-    off = [name for name, array in moved.items() if not wide(array)]
-    if off:
-        return NAME, False, f"{' and '.join(off)} {'start' if off[1:] else 'starts'} at no multiple of 16 bytes"
-    return NAME, True, f"{c_out} output{'s' if c_out > 1 else ''}: all of them in a thread's registers"
 
 
 def rows_of(c_out: int) -> int:
@@ -303,40 +283,3 @@ def linear_backward_weight_skinny(c_out: int, index: Any) -> Launch:
             4 * (n * c_in + n * c_out), 4 * slices_of(n, span) * c_out * c_in, 2 * n * c_in * c_out
         ),
     )
-
-
-def forward(run: Runner, x: Array, w: Array, bias: Array | None, y: Array) -> None:
-    """Launch y = x @ w.T + bias on `run`, where `option` says that it can."""
-    (n, c_in), c_out = x.shape, w.shape[0]
-    blocks = blocks_for(n, WARPS * rows_of(c_out))
-    slices = max(1, min(ENOUGH // max(1, blocks), c_in // LEAST))
-    span = max(1, min(blocks_for(c_in, slices * STEP), CHAIN // 4)) * STEP
-    slices = slices_of(c_in, span)
-    target = y if slices == 1 else run.empty((slices, n, c_out))
-    index = index_type(max(x.size, w.size, slices * y.size))
-    given = w[:0] if bias is None else bias
-    run(linear_forward_skinny(c_out, bias is not None, index), x, w, given, target, n, c_in, span)
-    if slices > 1:
-        sum_columns(run, target, y)
-
-
-def backward_input(run: Runner, dy: Array, w: Array, dx: Array) -> None:
-    """Launch dx = dy @ w on `run`, where `option` says that it can."""
-    (n, c_in), c_out = dx.shape, w.shape[0]
-    across = blocks_for(c_in, 4 * ACROSS)
-    span = min(MANY_ROWS, max(FEW_ROWS, blocks_for(n * across, 2 * ENOUGH)))
-    run(linear_backward_input_skinny(c_out, index_type(max(dx.size, w.size, dy.size))), dy, w, dx, n, c_in, span)
-
-
-def backward_weight(run: Runner, x: Array, dy: Array, dw: Array) -> None:
-    """Launch dw = dy.T @ x on `run`, where `option` says that it can."""
-    (n, c_in), c_out = x.shape, dw.shape[0]
-    across = blocks_for(c_in, STEP)
-    slices = max(1, min(ENOUGH // max(1, across), n // STEP))
-    span = max(1, min(blocks_for(n, slices * STEP), WARPS * CHAIN // STEP)) * STEP
-    slices = slices_of(n, span)
-    target = dw if slices == 1 else run.empty((slices, c_out, c_in))
-    index = index_type(max(x.size, dy.size, slices * dw.size))
-    run(linear_backward_weight_skinny(c_out, index), x, dy, target, n, c_in, span)
-    if slices > 1:
-        sum_columns(run, target, dw)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from kernels.arrays import address, wide
 from kernels.choice import Option, choose
-from kernels.columns import sum_columns
 from kernels.device import index_type, inlined
 from kernels.errors import ShapeError
 from kernels.launch import Array as DeviceArray
@@ -26,6 +25,7 @@ from kernels.matmul.tensor_core import matmul_tensor_core
 from kernels.matmul.tensor_tiles import CHUNK, in_order
 from kernels.matmul.tensor_tiles import NAME as TENSOR_CORE
 from kernels.matmul.tiles import LARGE, SMALL, TALL, Tile, place_of, slices_of, span_of, tile_for, tile_product
+from kernels.slices import in_slices
 
 Array = NDArray[Any]
 BLOCK = 256
@@ -170,11 +170,9 @@ def product(
     tile = tile_for(n, m)
     span = span_of(k, tile, tile.cover(m, n))
     slices = slices_of(k, span)
-    target = c if slices == 1 else run.empty((slices, m, n))
     tiled = matmul_tiled(tile, *options, index_type(max(m * k, k * n, slices * m * n)))
-    run(tiled, a, b, given, target, m, n, k, span)
-    if slices > 1:
-        sum_columns(run, target, c)
+    with in_slices(run, slices, c) as target:
+        run(tiled, a, b, given, target, m, n, k, span)
 
 
 def _why_no_tensor_core(factors: dict[str, DeviceArray]) -> str:
@@ -200,12 +198,10 @@ def _on_tensor_cores(
     tile = tensor_tiles.tile_for(m, n)
     span = tensor_tiles.span_of(k, tile.cover(m, n))
     slices = slices_of(k, span)
-    target = c if slices == 1 else run.empty((slices, m, n))
-    at_once = next(some for some in (4, 2, 1) if n % some == 0 and address(target) % (4 * some) == 0)
-    index = index_type(max(a.size, b.size, slices * c.size))
-    run(matmul_tensor_core(tile, *options, at_once, index), a, b, bias, target, m, n, k, span)
-    if slices > 1:
-        sum_columns(run, target, c)
+    with in_slices(run, slices, c) as target:
+        at_once = next(some for some in (4, 2, 1) if n % some == 0 and address(target) % (4 * some) == 0)
+        index = index_type(max(a.size, b.size, slices * c.size))
+        run(matmul_tensor_core(tile, *options, at_once, index), a, b, bias, target, m, n, k, span)
 
 
 @techniques("plain", "tiled", "tensor_core")

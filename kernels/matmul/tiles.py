@@ -7,7 +7,7 @@ each tile that needs it, not once for each product. In the multiplication a thre
 
 What a and b are is up to `load_a(a, row, k)` and `load_b(b, k, column)`: a convolution gathers windows there. Where a
 product has few tiles and much depth, the depth is cut into slices; each writes a result of its own, its part, and
-`kernels.columns.sum_columns` adds the parts up in a fixed order.
+`kernels.slices.in_slices` adds the parts up in a fixed order.
 
 Source   V. Volkov, J. Demmel, "Benchmarking GPUs to tune dense linear algebra", SC 2008; S. Chetlur et al., "cuDNN:
          efficient primitives for deep learning", 2014, arXiv:1410.0759 (windows gathered on the way to shared memory).

@@ -15,8 +15,8 @@ from kernels.launch import Array, Cost, Int64, Launch, Runner, blocks_for, kerne
 from kernels.pooling.average_tiled import avg_pool2d_backward_tiled, avg_pool2d_forward_tiled
 from kernels.pooling.divisor import divisor_of
 from kernels.pooling.geometry import Geometry, geometry_of, places
-from kernels.pooling.tile import NAME as TILED
-from kernels.pooling.tile import backward_option, choice, forward_option
+from kernels.pooling.tile_choice import NAME as TILED
+from kernels.pooling.tile_choice import backward_option, choice, forward_option
 from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage, common_storage
 from kernels.window import Pair
 

@@ -9,11 +9,21 @@ from typing import Any
 
 from numba import cuda, float32, int32, int64, uint32
 
-from kernels.device import inlined
 from kernels.launch import Cost, Int64, Launch, blocks_for, kernel
 from kernels.pooling.divisor import divisor_of
 from kernels.pooling.geometry import Geometry
-from kernels.pooling.tile import BLOCK, backward_tile, copier, forward_tile, item_of, kept_type, place_of, slot_of
+from kernels.pooling.tile import (
+    BLOCK,
+    backward_tile,
+    cell_storer,
+    copier,
+    forward_tile,
+    group_copier,
+    item_of,
+    kept_type,
+    place_of,
+    slot_of,
+)
 from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage
 
 WIDE = "LDG.E.128", "STG.E.128"
@@ -31,18 +41,6 @@ EXAMPLES = [
 ]
 
 
-def _copy_of(storage: Storage) -> Any:
-    """Make a device function, as `copier` wants it: 16 bytes from an array to what is kept of it."""
-    copy_wide, wide = storage.copy_wide, storage.wide
-
-    @inlined
-    def copy(arrays, source, target):
-        whole, kept = arrays
-        copy_wide(whole, source, kept, uint32(wide * target))
-
-    return copy
-
-
 @kernel(traffic="x -> y", registers=64, instructions=(*WIDE, "LDS.128", "STS.128"), examples=OVERLAPPING)
 def avg_pool2d_forward_tiled(index: Any, geometry: Geometry, count_include_pad: bool, storage: Storage) -> Launch:
     """A group of channels of a window a thread, out of what the block keeps of x. c is a multiple of a group."""
@@ -55,7 +53,7 @@ def avg_pool2d_forward_tiled(index: Any, geometry: Geometry, count_include_pad: 
     (_, held_across), quads, items, size = tile.held, tile.quads, tile.items, tile.floats
     rounds, place_of_block, item = blocks_for(items, BLOCK), place_of(tile, c), item_of(tile)
     slot = slot_of(tile)
-    keep = copier(tile, c, index)(_copy_of(storage))
+    keep = copier(tile, c, index)(group_copier(storage))
 
     def avg_pool2d_forward(x: stored, y: stored, images: Int64):  # noqa: ARG001 - images is for the grid
         kept = cuda.shared.array(size, kept_as, alignment=16)
@@ -105,7 +103,7 @@ def avg_pool2d_forward_tiled(index: Any, geometry: Geometry, count_include_pad: 
 def avg_pool2d_backward_tiled(index: Any, geometry: Geometry, count_include_pad: bool, storage: Storage) -> Launch:
     """A group of channels of a cell a thread: of each of its windows it takes dy once. c is a multiple of a group."""
     stored: Any = storage.pointer
-    load_wide, store_wide, wide = storage.load_wide, storage.store_wide, storage.wide
+    load_wide, wide = storage.load_wide, storage.wide
     of_one, kept_as = storage.bytes, kept_type(storage)
     height, width, c, (kh, kw), (sh, sw), (ph, pw), _, _ = geometry
     (ho, wo), (windows_down, windows_across) = geometry.output, geometry.overlap
@@ -116,7 +114,7 @@ def avg_pool2d_backward_tiled(index: Any, geometry: Geometry, count_include_pad:
     keeps = geometry.overlap != (1, 1)
     size, totals_size = tile.floats if keeps else wide, wide * sh * sw
     rounds, place_of_block, item = blocks_for(items, BLOCK), place_of(tile, c), item_of(tile)
-    keep = copier(tile, c, index)(_copy_of(storage))
+    keep, store_cell = copier(tile, c, index)(group_copier(storage)), cell_storer(geometry, index, storage)
 
     def avg_pool2d_backward(dy: stored, dx: stored, images: Int64):  # noqa: ARG001 - images is for the grid
         totals = cuda.local.array(totals_size, float32)
@@ -156,13 +154,7 @@ def avg_pool2d_backward_tiled(index: Any, geometry: Geometry, count_include_pad:
                                         for k in range(wide):
                                             totals[first + k] += values[k] * share
                 row, column = int32(cell_row * sh - ph), int32(cell_column * sw - pw)
-                for i in range(sh):
-                    for j in range(sw):
-                        if 0 <= row + i < height and 0 <= column + j < width:
-                            for k in range(wide):
-                                values[k] = totals[wide * (i * sw + j) + k]
-                            pixel = (image * height + (row + i)) * width + (column + j)
-                            store_wide(dx, index(pixel * c + int64(channel)), values)
+                store_cell(dx, image, row, column, channel, totals, values)
 
     tiles = tile.counts(c)
     return Launch(

@@ -17,8 +17,9 @@ from kernels.launch import Array, Cost, Int32s, Int64, Launch, Runner, blocks_fo
 from kernels.pooling.extremes import LOWEST, first_real, wins
 from kernels.pooling.geometry import Geometry, geometry_of, places
 from kernels.pooling.maximum_tiled import max_pool2d_backward_tiled, max_pool2d_forward_tiled
-from kernels.pooling.tile import NAME as TILED
-from kernels.pooling.tile import backward_option, choice, forward_option
+from kernels.pooling.places import store_places
+from kernels.pooling.tile_choice import NAME as TILED
+from kernels.pooling.tile_choice import backward_option, choice, forward_option
 from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage, common_storage
 from kernels.window import Pair
 
@@ -69,15 +70,19 @@ def max_pool2d_forward_vector(index: Any, geometry: Geometry, storage: Storage) 
     """As many channels a thread as 16 bytes hold, in loads and stores of 16 bytes. c is a multiple of that."""
     stored: Any = storage.pointer
     load_wide, store_wide, wide = storage.load_wide, storage.store_wide, storage.wide
+    in_pairs = wide == 8
     height, width, c, (kh, kw), (sh, sw), (ph, pw), (dh, dw), _ = geometry
     output = places(index, *geometry.output, c)
 
     def max_pool2d_forward(x: stored, y: stored, place: Int32s, n: Int64):
         i = index(wide * (cuda.blockIdx.x * BLOCK + cuda.threadIdx.x))
+        best = cuda.local.array(wide, float32)
+        where = cuda.local.array(wide, int32)
+        values = cuda.local.array(wide, float32)
+        if in_pairs:
+            for k in range(wide):
+                where[k] = 0
         if i < n:
-            best = cuda.local.array(wide, float32)
-            where = cuda.local.array(wide, int32)
-            values = cuda.local.array(wide, float32)
             image, window_row, window_column, channel = output(i)
             top, left = int32(window_row * sh - ph), int32(window_column * sw - pw)
             first = int32(first_real(top, dh) * width + first_real(left, dw))
@@ -96,8 +101,12 @@ def max_pool2d_forward_vector(index: Any, geometry: Geometry, storage: Storage) 
                                 best[k] = values[k]
                                 where[k] = here
             store_wide(y, i, best)
-            for k in range(0, wide, 4):
-                store4(place, i + k, where[k], where[k + 1], where[k + 2], where[k + 3])
+            if not in_pairs:
+                for k in range(0, wide, 4):
+                    store4(place, i + k, where[k], where[k + 1], where[k + 2], where[k + 3])
+        if in_pairs:
+            even = int64(i) - 8 * (cuda.threadIdx.x & 1)
+            store_places(place, int64(i), even < n, even + 8 < n, where)
 
     return Launch(max_pool2d_forward, BLOCK, lambda n: blocks_for(n, wide * BLOCK), _forward_cost(geometry, storage))
 
@@ -133,7 +142,11 @@ def max_pool2d_backward_scalar(index: Any, geometry: Geometry, storage: Storage)
 
 @kernel(traffic="dy, place -> dx", registers=48, instructions=WIDE, examples=EXAMPLES)
 def max_pool2d_backward_vector(index: Any, geometry: Geometry, storage: Storage) -> Launch:
-    """As many channels a thread as 16 bytes hold, in loads and stores of 16 bytes. c is a multiple of that."""
+    """As many channels a thread as 16 bytes hold, in loads and stores of 16 bytes. c is a multiple of that.
+
+    In 16 bits a thread loads its eight places in two halves, of half a sector each (76 % of the bytes moved are asked
+    for, and a cache joins them): neighbours may be of different windows, so they cannot do it together as tiles do.
+    """
     stored: Any = storage.pointer
     load_wide, store_wide, wide = storage.load_wide, storage.store_wide, storage.wide
     height, width, c, _, (sh, sw), (ph, pw), _, _ = geometry

@@ -14,7 +14,19 @@ from kernels.intrinsics import load4, store4
 from kernels.launch import Cost, Int32s, Int64, Launch, blocks_for, kernel
 from kernels.pooling.extremes import LOWEST, first_real, wins
 from kernels.pooling.geometry import Geometry
-from kernels.pooling.tile import BLOCK, backward_tile, copier, forward_tile, item_of, kept_type, place_of, slot_of
+from kernels.pooling.places import load_places, store_places
+from kernels.pooling.tile import (
+    BLOCK,
+    backward_tile,
+    cell_storer,
+    copier,
+    forward_tile,
+    group_copier,
+    item_of,
+    kept_type,
+    place_of,
+    slot_of,
+)
 from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage
 
 WIDE = "LDG.E.128", "STG.E.128"
@@ -37,21 +49,15 @@ EXAMPLES = [
 def max_pool2d_forward_tiled(index: Any, geometry: Geometry, storage: Storage) -> Launch:
     """A group of channels of a window a thread, out of what the block keeps of x. c is a multiple of a group."""
     stored: Any = storage.pointer
-    load_wide, store_wide, wide, copy_wide = storage.load_wide, storage.store_wide, storage.wide, storage.copy_wide
+    load_wide, store_wide, wide = storage.load_wide, storage.store_wide, storage.wide
     size_of_one, kept_as = storage.bytes, kept_type(storage)
     height, width, c, (kh, kw), (sh, sw), (ph, pw), (dh, dw), _ = geometry
     (ho, wo), tile = geometry.output, forward_tile(geometry, wide)
     assert tile is not None
     (_, held_across), quads, items, size = tile.held, tile.quads, tile.items, tile.floats
     rounds, place_of_block, item = blocks_for(items, BLOCK), place_of(tile, c), item_of(tile)
-    slot = slot_of(tile)
-
-    @inlined
-    def copy(arrays, source, target):
-        x, kept = arrays
-        copy_wide(x, source, kept, uint32(wide * target))
-
-    keep = copier(tile, c, index)(copy)
+    slot, in_pairs = slot_of(tile), wide == 8 and quads % 2 == 0
+    keep = copier(tile, c, index)(group_copier(storage))
 
     def max_pool2d_forward(x: stored, y: stored, place: Int32s, images: Int64):  # noqa: ARG001 - for the grid
         kept = cuda.shared.array(size, kept_as, alignment=16)
@@ -63,6 +69,9 @@ def max_pool2d_forward_tiled(index: Any, geometry: Geometry, storage: Storage) -
         keep((x, kept), image, top, left, first_channel)
         cuda.syncthreads()
         kept_row, kept_column = int32(max(top, 0)), int32(max(left, 0))
+        if in_pairs:
+            for k in range(wide):
+                where[k] = 0
         for turn in range(rounds):
             e = uint32(turn * BLOCK + cuda.threadIdx.x)
             down, across, quad = item(e)
@@ -89,8 +98,14 @@ def max_pool2d_forward_tiled(index: Any, geometry: Geometry, storage: Storage) -
                 pixel = (image * ho + int64(window_row)) * wo + int64(window_column)
                 target = index(pixel * c + int64(channel))
                 store_wide(y, target, best)
-                for k in range(0, wide, 4):
-                    store4(place, target + k, where[k], where[k + 1], where[k + 2], where[k + 3])
+                if not in_pairs:
+                    for k in range(0, wide, 4):
+                        store4(place, target + k, where[k], where[k + 1], where[k + 2], where[k + 3])
+            if in_pairs:
+                pixel = (image * ho + int64(window_row)) * wo + int64(window_column)
+                there = e < items and window_row < ho and window_column < wo
+                even = channel - 8 * (cuda.threadIdx.x & 1)
+                store_places(place, pixel * c + int64(channel), there and even < c, there and even + 8 < c, where)
 
     tiles = tile.counts(c)
     return Launch(
@@ -105,15 +120,34 @@ def max_pool2d_forward_tiled(index: Any, geometry: Geometry, storage: Storage) -
     )
 
 
+def _fours(wide: int) -> tuple[Any, Any]:
+    """Where what is kept of places lies: device functions of the number of a four, and of a group and a channel of it.
+
+    See `max_pool2d_backward_tiled`; fours of a group begin at channels 0 and 4.
+    """
+
+    @inlined
+    def exchanged(four):
+        return uint32(4 * (four ^ four >> 3 & 1))
+
+    def of_group(at, k):
+        return uint32(4 * at + k)
+
+    def of_eight(at, k):
+        return exchanged(uint32(2 * at + k // 4))
+
+    return exchanged, inlined(of_eight if wide == 8 else of_group)
+
+
 @kernel(traffic="dy, place -> dx", registers=72, instructions=WIDE, examples=EXAMPLES)
 def max_pool2d_backward_tiled(index: Any, geometry: Geometry, storage: Storage) -> Launch:
     """A group of channels of a cell a thread: of each of its windows it takes dy and the place once.
 
-    c is a multiple of a group. Of eight places, the first four and the last four are kept apart: so lanes of a warp
-    read 128 bytes that lie together.
+    c is a multiple of a group. Eight places are brought and kept in fours; fours change places with their neighbours as
+    a first layer's halves do (kernels/conv/first_layer_access.py), so that lanes of a warp read from different banks.
     """
     stored: Any = storage.pointer
-    load_wide, store_wide, wide, copy_wide = storage.load_wide, storage.store_wide, storage.wide, storage.copy_wide
+    load_wide, wide, copy_wide = storage.load_wide, storage.wide, storage.copy_wide
     size_of_one, kept_as = storage.bytes, kept_type(storage)
     height, width, c, _, (sh, sw), (ph, pw), _, _ = geometry
     (ho, wo), (windows_down, windows_across), (span_down, span_across) = (
@@ -127,18 +161,28 @@ def max_pool2d_backward_tiled(index: Any, geometry: Geometry, storage: Storage) 
     (_, held_across), quads, items = tile.held, tile.quads, tile.items
     keeps = geometry.overlap != (1, 1)
     size, totals_size = tile.floats if keeps else wide, wide * sh * sw
-    apart = size // wide  # groups that are kept: places of channel k are 4 of them each before those of channel k + 4
+    in_fours, in_pairs = wide == 8, wide == 8 and quads % 2 == 0 and not keeps  # how places are moved
+    place_of_four, place_in_group = _fours(wide)
     rounds, place_of_block, item = blocks_for(items, BLOCK), place_of(tile, c), item_of(tile)
+    store_cell = cell_storer(geometry, index, storage)
 
     @inlined
     def copy(arrays, source, target):
         dy, place, gradients, places = arrays
         copy_wide(dy, source, gradients, uint32(wide * target))
-        for k in range(0, wide, 4):
-            p, q, r, s = load4(place, source + k)
-            store4(places, uint32(4 * target + k * apart), p, q, r, s)
+        if not in_fours:
+            for k in range(0, wide, 4):
+                p, q, r, s = load4(place, source + k)
+                store4(places, place_in_group(target, k), p, q, r, s)
+
+    @inlined
+    def copy_four(arrays, source, target):
+        _, place, _, places = arrays
+        p, q, r, s = load4(place, source)
+        store4(places, place_of_four(target), p, q, r, s)
 
     keep = copier(tile, c, index)(copy)
+    keep_fours = copier(tile._replace(wide=4, quads=wide // 4 * quads), c, index)(copy_four)
 
     def max_pool2d_backward(dy: stored, place: Int32s, dx: stored, images: Int64):  # noqa: ARG001 - for the grid
         totals = cuda.local.array(totals_size, float32)
@@ -152,12 +196,19 @@ def max_pool2d_backward_tiled(index: Any, geometry: Geometry, storage: Storage) 
             gradients = cuda.shared.array(size, kept_as, alignment=16)
             places = cuda.shared.array(size, int32, alignment=16)
             keep((dy, place, gradients, places), image, top, left, first_channel)
+            if in_fours:
+                keep_fours((dy, place, gradients, places), image, top, left, first_channel)
             cuda.syncthreads()
         for turn in range(rounds):
             e = uint32(turn * BLOCK + cuda.threadIdx.x)
             down, across, quad = item(e)
             cell_row, cell_column = int32(first_row + down), int32(first_column + across)
             channel = uint32(first_channel + wide * quad)
+            if in_pairs:  # of the one window of a cell
+                there = e < items and cell_row < ho and cell_column < wo
+                even = channel - 8 * (cuda.threadIdx.x & 1)
+                pixel = image * (ho * wo) + (cell_row * wo + cell_column)
+                load_places(place, pixel * c + int64(channel), there and even < c, there and even + 8 < c, where)
             if e < items and cell_row < cells_down and cell_column < cells_across and channel < c:
                 for k in range(totals_size):
                     totals[k] = float32(0)
@@ -173,14 +224,15 @@ def max_pool2d_backward_tiled(index: Any, geometry: Geometry, storage: Storage) 
                                 load_wide(gradients, uint32(wide * at), taken)
                                 for k in range(0, wide, 4):
                                     where[k], where[k + 1], where[k + 2], where[k + 3] = load4(
-                                        places, uint32(4 * at + k * apart)
+                                        places, place_in_group(at, k)
                                     )
                             else:
                                 pixel = image * (ho * wo) + (window_row * wo + window_column)
                                 source = index(pixel * c + int64(channel))
                                 load_wide(dy, source, taken)
-                                for k in range(0, wide, 4):
-                                    where[k], where[k + 1], where[k + 2], where[k + 3] = load4(place, source + k)
+                                if not in_pairs:
+                                    for k in range(0, wide, 4):
+                                        where[k], where[k + 1], where[k + 2], where[k + 3] = load4(place, source + k)
                             for i in range(sh):
                                 for j in range(sw):
                                     if up * sh + i < span_down and back * sw + j < span_across:
@@ -188,13 +240,7 @@ def max_pool2d_backward_tiled(index: Any, geometry: Geometry, storage: Storage) 
                                         first = wide * (i * sw + j)
                                         for k in range(wide):
                                             totals[first + k] += taken[k] if where[k] == here else float32(0)
-                for i in range(sh):
-                    for j in range(sw):
-                        if 0 <= row + i < height and 0 <= column + j < width:
-                            for k in range(wide):
-                                taken[k] = totals[wide * (i * sw + j) + k]
-                            pixel = (image * height + (row + i)) * width + (column + j)
-                            store_wide(dx, index(pixel * c + int64(channel)), taken)
+                store_cell(dx, image, row, column, channel, totals, taken)
 
     tiles = tile.counts(c)
     return Launch(

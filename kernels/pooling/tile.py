@@ -19,20 +19,15 @@ from typing import Any, NamedTuple
 
 from numba import cuda, float32, int64, uint16, uint32
 
-from kernels.arrays import wide as aligned
-from kernels.choice import choose, vectors
 from kernels.device import inlined
-from kernels.launch import Array, Runner, blocks_for
+from kernels.launch import blocks_for
 from kernels.pooling.geometry import Geometry
 from kernels.storage import Storage
 
-NAME = "tiled"
 BLOCK = 256
 LINE = 8  # groups of channels of a block: 128 bytes
 SHARED = 48 << 10  # bytes of a block in arrays of fixed size
 ITEMS = 8 * BLOCK  # that a block makes, at most: so that small batches too make many blocks
-FEW = BLOCK // 4  # that it makes, below which most of its threads would be idle
-CELL = 9  # elements of a cell, at most: the channels of each are registers
 
 
 class Axis(NamedTuple):
@@ -223,62 +218,34 @@ def copier(tile: Tile, channels: int, index: Any) -> Callable[..., Any]:
     return make
 
 
-class Suited(NamedTuple):
-    """Whether technique "tiled" can take windows, and whether it is the best for them."""
+def group_copier(storage: Storage) -> Any:
+    """Make a device function, as `copier` wants it: a group from an array to what is kept of it."""
+    copy_wide, wide = storage.copy_wide, storage.wide
 
-    fits: bool
-    why: str
-    best: bool = False
+    @inlined
+    def copy(arrays, source, target):
+        whole, kept = arrays
+        copy_wide(whole, source, kept, uint32(wide * target))
 
-
-def forward_option(geometry: Geometry, wide: int = 4) -> Suited:
-    """Of these windows, with `wide` channels in 16 bytes."""
-    if geometry.overlap == (1, 1):
-        return Suited(False, "windows do not overlap: x passes once as it is")
-    tile = forward_tile(geometry, wide)
-    if geometry.c >= wide and tile is None:
-        return Suited(False, "what one window needs exceeds a block's shared memory")
-    return Suited(True, "windows overlap: what they share is read once", tile is not None and tile.items >= FEW)
+    return copy
 
 
-def backward_option(geometry: Geometry, arrays: int, wide: int = 4) -> Suited:
-    """The same, where so many arrays of the windows are read."""
-    cell = geometry.stride[0] * geometry.stride[1]
-    if cell > CELL:
-        return Suited(False, f"{cell} elements from a window to the next, {NAME} takes at most {CELL}")
-    tile = backward_tile(geometry, arrays, wide)
-    if geometry.c >= wide and tile is None:
-        return Suited(False, "windows that one element is in exceed a block's shared memory")
-    why = "a window's elements are made together: what they share is read once"
-    return Suited(True, why, tile is not None and tile.items >= FEW)
+def cell_storer(geometry: Geometry, index: Any, storage: Storage) -> Any:
+    """Make a device function that stores a group of channels of a cell, which begins at (row, column), into dx.
 
-
-def choice(
-    run: Runner,
-    operation: str,
-    technique: str | None,
-    channels: int,
-    suited: Suited,
-    wide: int = 4,
-    /,
-    **arrays: Array,
-) -> str:
-    """The technique to take, as `kernels.choice.vectors` with a third, "tiled", for windows that it suits.
-
-    Raises:
-        TechniqueError: The technique cannot take these arrays.
-        ValueError: There is no such technique.
+    `totals` are those of its elements, one after another; `values` has room for a group.
     """
-    in_groups = channels % wide == 0 and all(aligned(array) for array in arrays.values())
-    if technique in ("scalar", "vector") or (technique is None and not (suited.best and in_groups)):
-        vector = vectors(run, operation, technique, {"channels": channels}, wide, **arrays)
-        return "vector" if vector else "scalar"
-    own = NAME, suited.fits and in_groups, suited.why if in_groups else _why_not(channels, wide, arrays)
-    return choose(run, operation, technique, (own, ("vector", in_groups, ""), ("scalar", True, "")), **arrays)
+    height, width, c, (sh, sw) = *geometry[:3], geometry.stride
+    store_wide, wide = storage.store_wide, storage.wide
 
+    @inlined
+    def store_cell(dx, image, row, column, channel, totals, values):
+        for i in range(sh):
+            for j in range(sw):
+                if 0 <= row + i < height and 0 <= column + j < width:
+                    for k in range(wide):
+                        values[k] = totals[wide * (i * sw + j) + k]
+                    pixel = (image * height + (row + i)) * width + (column + j)
+                    store_wide(dx, index(pixel * c + int64(channel)), values)
 
-def _why_not(channels: int, wide: int, arrays: dict[str, Array]) -> str:
-    if channels % wide:
-        return f"{channels} channel{'s are' if channels > 1 else ' is'} no multiple of {wide}"
-    off = [name for name, array in arrays.items() if not aligned(array)]
-    return f"{' and '.join(off)} {'start' if off[1:] else 'starts'} at no multiple of 16 bytes"
+    return store_cell

@@ -9,6 +9,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from minidl.backends.protocol import (
     Array,
     Backend,
@@ -59,6 +61,19 @@ def _precision(device: str, precision: str | None) -> str:
         there = f"; {others} have it" if others else ""
         raise ConfigError(f"--precision {precision}: device {device} computes in {', '.join(known)} only{there}")
     return precision
+
+
+def numbers(backend: Backend, activation: Array) -> np.ndarray:
+    """An activation, or its gradient, in host memory: what it holds where images are stored in 16 bits, as float32.
+
+    `Backend.numpy` gives an array as it is, and NumPy has no bfloat16: that would be its bits.
+    """
+    host = backend.numpy(activation)
+    if host.itemsize != 2:
+        return host
+    from kernels.storage import storage_of  # here, as it needs Numba
+
+    return storage_of(host, "the activation").decode(host)
 
 
 @contextlib.contextmanager
@@ -152,4 +167,5 @@ __all__ = [
     "choose",
     "get_backend",
     "in_precision",
+    "numbers",
 ]

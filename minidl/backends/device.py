@@ -31,9 +31,8 @@ from kernels.augmentation import draw_augmentation
 from kernels.images import gather_images, gather_labels
 from kernels.launch import Graph, Runner
 from kernels.loss import cross_entropy
-from kernels.matmul.tensor_tiles import CHUNK
 from kernels.rows import scale_rows
-from kernels.storage import BFLOAT16, FLOAT16, STORAGES
+from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, STORAGES
 from minidl.backends.protocol import Array, BatchStatistics, GradientSums, Normalization, Pair, PendingGradient
 from minidl.backends.registered import Registered
 from minidl.errors import ConfigError
@@ -132,7 +131,8 @@ class DeviceBackend(Registered):
         self._launch(conv.bias_backward, dy, db)
 
     def fuses_normalization(self, c_in: int, c_out: int) -> bool:
-        return self.precision == "tf32" and c_in % CHUNK == 0 and c_out % CHUNK == 0
+        chunk = NARROW.get(self.precision, FLOAT32).wide
+        return self.precision != "fp32" and c_in % chunk == 0 and c_out % chunk == 0
 
     def conv2d_normalized_forward(
         self,

@@ -14,6 +14,7 @@ from minidl.data.picture import Prepared, open_picture, prepare
 from minidl.errors import CheckpointError, DataError, NonFiniteError
 from minidl.nn import Module, inference
 from minidl.training import load_model
+from minidl.training.assembly import require_norm_for
 from minidl.training.runs import latest
 
 
@@ -38,6 +39,7 @@ class Guess(NamedTuple):
 )
 @options.device
 @options.threads
+@options.precision
 @options.as_json
 @click.pass_context
 def command(
@@ -50,6 +52,7 @@ def command(
     invert: bool | None,
     device: str | None,
     threads: int | None,
+    precision: str | None,
     as_json: bool,
 ) -> None:
     """Classify pictures with a trained network.
@@ -59,8 +62,9 @@ def command(
     one line of JSON. One that cannot be read is reported and does not hold up the others.
     """
     path = run or str(latest(out).path)
-    choice = choose(device or "auto", threads)
+    choice = choose(device or "auto", threads, precision)
     model, metadata, file = load_model(path, choice.backend, which)
+    require_norm_for(choice.backend, metadata["model"]["norm"])
     trained = _Trained(str(file), metadata)
     if not as_json:
         layout.echo(f"device: {choice.backend.describe()} ({choice.why})")

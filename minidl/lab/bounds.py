@@ -72,23 +72,37 @@ def _product(
         return products(made(_abs(a), _abs(b)) + given, terms + (bias is not None))
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     with np.errstate(all="ignore"):
-        rounded = _ROUNDED[precision]
-        a_rounded, b_rounded = rounded(a).astype(np.float64), rounded(b).astype(np.float64)
+        a_rounded, b_rounded = rounded_to(precision, a), rounded_to(precision, b)
         finite = np.concatenate([array[np.isfinite(array)].ravel() for array in (_abs(a), _abs(b))])
         moved: Host = np.abs(made(a_rounded, b_rounded) - made(a, b))
         absolute = made(_abs(a_rounded), _abs(b_rounded)) + given
         largest = float(finite.max(initial=0))
-        if precision == "fp16":
-            moved = moved + 2 * math.ceil(terms / 8) * (18 * 2.0**-24 * 2.0**-14 * max(largest, 1.0)) * (absolute > 0)
+        moved = moved + beside_zeros(terms, largest, precision) * (absolute > 0)
         return moved + chained(absolute, terms + (bias is not None), largest)
 
 
-def _rounded(x: Host) -> Host:
-    """To TF32."""
-    return round_tf32(x.astype(np.float32)).view(np.float32).astype(np.float64)
+def rounded_to(precision: str, x: Host) -> Host:
+    """What tensor cores multiply in the place of x, float64: in "tf32", "bf16" or "fp16"."""
+    return _ROUNDED[precision](x).astype(np.float64)
 
 
-_ROUNDED = {"tf32": _rounded, "bf16": BFLOAT16.rounded, "fp16": FLOAT16.rounded}
+def beside_zeros(terms: int, largest: float, precision: str) -> float:
+    """What a sum of products loses to zeros of float16, which count with the exponent of 2^-14; else 0.
+
+    `largest` is the largest absolute value of a factor.
+    """
+    return 2 * math.ceil(terms / 8) * (18 * 2.0**-24 * 2.0**-14 * max(largest, 1.0)) if precision == "fp16" else 0.0
+
+
+def _to_tf32(x: Host) -> Host:
+    return round_tf32(x.astype(np.float32)).view(np.float32)
+
+
+_ROUNDED: dict[str, Callable[[Host], Host]] = {
+    "tf32": _to_tf32,
+    "bf16": BFLOAT16.rounded,
+    "fp16": FLOAT16.rounded,
+}
 
 
 def bias_backward(dy: Host) -> Bounds:

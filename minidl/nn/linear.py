@@ -48,6 +48,12 @@ class Conv2d(Module):
         if bias:
             self.bias = Parameter(self.backend, uniform_by_fan_in((out_channels,), fan_in), decay=False)
         self.input_gradient = True
+        self._passes = 0
+
+    @property
+    def passes(self) -> int:
+        """How often forward has run: a step of a chain tells by it whether it was what ran this layer last."""
+        return self._passes
 
     def output_shape(self, x_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Forward's output shape. Raises ShapeError if the kernel does not fit."""
@@ -62,11 +68,17 @@ class Conv2d(Module):
         bias = None if self.bias is None else self.bias.value
         self.backend.conv2d_forward(x, self.weight.value, bias, y, self.stride, self.padding)
         self.keep(x)
+        self._passes += 1
         return y
 
     def backward(self, dy: Array) -> Array:
         """See `Module.backward`."""
         (x,) = self.kept()
+        if isinstance(x, PendingActivation):  # not of a wrong type: the calls are in a wrong order
+            raise RuntimeError(  # noqa: TRY004
+                "Conv2d.backward: forward ran as a step of a fused chain; go back through the model that it ran in, or "
+                "run both without fusion (minidl.nn.fusion.unfused)"
+            )
         dy = self.accept_gradient(dy, self.output_shape(x.shape))
         with self.weight.gradient() as dw:
             self.backend.conv2d_backward_weight(x, dy, dw, self.stride, self.padding)
@@ -90,6 +102,7 @@ class Conv2d(Module):
         window = self.stride, self.padding
         self.backend.conv2d_normalized_forward(raw, before, self.weight.value, y, *window, eps, out)
         self.keep(x)
+        self._passes += 1
         return y
 
     def backward_in_chain(self, dy: PendingGradient) -> Array | PendingGradient:

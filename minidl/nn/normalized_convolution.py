@@ -42,9 +42,15 @@ class NormalizedConvolution(Module):
         self.batchnorm: BatchNorm
         self.relu, self.fused, self.hands_on, self.joined = relu, fused, hands_on, joined
         self._in_parts = False  # as the last forward pass was
+        self._pass = 0  # of the convolution: which one that was
 
     def forward(self, x: Array | PendingActivation) -> Array | PendingActivation:
         """What its layers make of x, pending if the next step takes it so."""
+        y = self._forward(x)
+        self._pass = self.convolution.passes
+        return y
+
+    def _forward(self, x: Array | PendingActivation) -> Array | PendingActivation:
         convolution, batchnorm = self.convolution, self.batchnorm
         shape = convolution.output_shape(x.shape)
         self._in_parts = convolution.bias is None and batchnorm.goes_in_parts(shape)
@@ -69,7 +75,16 @@ class NormalizedConvolution(Module):
         return y if self.joined else self.batchnorm.kept()[0]
 
     def backward(self, dy: Array | PendingGradient) -> Array | PendingGradient:
-        """See `Module.backward`; pending where what forward was given was."""
+        """See `Module.backward`; pending where what forward was given was.
+
+        Raises:
+            RuntimeError: Its layers have run since, elsewhere: in another Sequential, say, that shares them.
+        """
+        if self._pass != self.convolution.passes:
+            raise RuntimeError(
+                "backward: layers of this chain have run last outside of it, as part of another model perhaps; go back "
+                "through what ran last, or run both without fusion (minidl.nn.fusion.unfused)"
+            )
         if not self._in_parts:
             return self.convolution.backward(dy if self.joined else self.batchnorm.backward(dy))
         pending = self.batchnorm.take_gradient(dy)

@@ -17,7 +17,7 @@ from minidl.errors import CheckpointError, ConfigError
 from minidl.models.norms import parse
 from minidl.nn import Module, Sequential
 from minidl.training import checkpoint
-from minidl.training.assembly import known, spec_of
+from minidl.training.assembly import known, require_norm_for, spec_of
 from minidl.training.captured import require_captures
 from minidl.training.config import REPEATS, TrainConfig, flag, load_config, validate, write_config
 from minidl.training.lock import RunLock
@@ -49,6 +49,7 @@ def begin(config: TrainConfig, out: str | Path, reporter: Reporter, initial: Ini
     dataset = load(config.data, config.data_dir)
     config = replace(resolve(_with_absolute_paths(config), dataset), precision=backend.precision)
     model = models.build(*spec_of(config, dataset))  # refused before a folder is made, as weights are
+    require_norm_for(backend, config.norm)
     _require_parts_that_train(config, model, dataset)
     remark = REPEATS if initial is None else initial(model)
     weights = None if initial is None else model.state_dict()

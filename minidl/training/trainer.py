@@ -22,6 +22,7 @@ from minidl.training.loss_scale import loss_scale_of
 from minidl.training.monitor import Monitor
 from minidl.training.parts import parts_of, require_parts
 from minidl.training.progress import Progress, Row
+from minidl.training.state import State
 from minidl.training.step import HostCounts, Log, Plan, signature
 
 READ_EVERY = 50  # steps: how often the host waits to see the losses of steps that are replayed
@@ -225,11 +226,14 @@ class Trainer:
     def _require_finite(self, step: int, what: str, value: float) -> None:
         if not math.isfinite(value):
             where = first_nonfinite(self.model) or "none by now"
-            raise NonFiniteError(
-                f"training stopped at step {step} (epoch {self.progress.epoch + 1}): the {what} {value}, as was seen "
-                f"after step {self.progress.step}; the first values that are not finite there: {where}; --no-graph "
-                "looks after each step"
+            raise self._stopped(
+                f"at step {step}",
+                f"the {what} {value}, as was seen after step {self.progress.step}; the first values that are not "
+                f"finite there: {where}; --no-graph looks after each step",
             )
+
+    def _stopped(self, when: str, why: str) -> NonFiniteError:
+        return NonFiniteError(f"training stopped {when} (epoch {self.progress.epoch + 1}): {why}")
 
     def _parts(self, images: int) -> list[slice]:
         return parts_of(images, self.loader, self.accumulate)
@@ -241,10 +245,8 @@ class Trainer:
         loss = self.criterion.forward(logits, targets)
         if look and not math.isfinite(float(loss)):
             where = first_nonfinite(self.model, x)
-            raise NonFiniteError(
-                f"training stopped at step {self.progress.step + 1} (epoch {self.progress.epoch + 1}): the loss is "
-                f"{float(loss)}; the first values that are not finite: {where}"
-            )
+            why = f"the loss is {float(loss)}; the first values that are not finite: {where}"
+            raise self._stopped(f"at step {self.progress.step + 1}", why)
         dlogits = self.criterion.backward()
         if share != 1:
             if share not in self._shares:
@@ -263,10 +265,9 @@ class Trainer:
         try:
             clip_grad_norm(self.model.parameters(), most, error_if_nonfinite=True)
         except FloatingPointError:
-            raise NonFiniteError(
-                f"training stopped at step {self.progress.step + 1} (epoch {self.progress.epoch + 1}): the norm of the "
-                f"gradients is not finite; the first values that are not: {first_nonfinite_gradient(self.model)}"
-            ) from None
+            where = first_nonfinite_gradient(self.model)
+            why = f"the norm of the gradients is not finite; the first values that are not: {where}"
+            raise self._stopped(f"at step {self.progress.step + 1}", why) from None
 
     def _monitored(self) -> contextlib.AbstractContextManager[None]:
         """Around a step: whether and how it is measured."""
@@ -279,49 +280,25 @@ class Trainer:
         """Raise NonFiniteError if a parameter or buffer is not finite: such a state is not worth keeping."""
         where = first_nonfinite(self.model)
         if where is not None:
-            raise NonFiniteError(
-                f"training stopped after step {self.progress.step} (epoch {self.progress.epoch + 1}): "
-                f"the first values that are not finite: {where}"
-            )
+            raise self._stopped(f"after step {self.progress.step}", f"the first values that are not finite: {where}")
 
     # The state, for checkpoints.
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Weights, buffers, the optimizer's state and the averages: "model.NAME", "optimizer.NAME", "average.NAME".
-
-        With loss scaling "loss_scale.state", too.
-        """
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        tensors.update({f"optimizer.{name}": value for name, value in self.optimizer.state_dict().items()})
-        if self.average is not None:
-            tensors.update({f"average.{name}": value for name, value in self.average.state_dict().items()})
-        if self.loss_scale is not None:
-            tensors["loss_scale.state"] = self.backend.numpy(self.loss_scale.state)
-        return tensors
+        """What steps change on the device; see `State.tensors`."""
+        return self._state().tensors()
 
     def counters(self) -> dict[str, Any]:
         """The rest of the state, as JSON can hold it: progress, and the calls of each layer that draws numbers."""
-        calls = {name: layer.calls for name, layer in _drawing(self.model)}
-        return {"progress": asdict(self.progress), "calls": calls}
+        return {"progress": asdict(self.progress), "calls": self._state().calls()}
 
     def restore(self, tensors: Mapping[str, np.ndarray], counters: Mapping[str, Any]) -> None:
         """The inverse of `tensors` and `counters`. Raises ValueError if they are of another model or optimizer."""
-        self.model.load_state_dict(_part(tensors, "model."))
-        self.optimizer.load_state_dict(_part(tensors, "optimizer."))
-        if self.average is not None:
-            self.average.load_state_dict(_part(tensors, "average."))
-        if self.loss_scale is not None and "loss_scale.state" in tensors:  # not of a run in another precision
-            self.loss_scale.load(tensors["loss_scale.state"])
+        state = self._state()
+        state.load(tensors)
         self.progress = Progress(**counters["progress"])
         self._captured.forget()
-        for name, layer in _drawing(self.model):
-            layer.calls = counters["calls"][name]
+        state.load_calls(counters["calls"])
 
-
-def _part(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
-def _drawing(model: Module) -> list[tuple[str, Any]]:
-    """The layers whose random numbers depend on a count of calls: dropout, noise."""
-    return [(name, module) for name, module in model.named_modules() if hasattr(module, "calls")]
+    def _state(self) -> State:
+        return State(self.model, self.optimizer, self.average, self.loss_scale)

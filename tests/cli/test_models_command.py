@@ -156,11 +156,12 @@ def test_explain_says_which_technique_each_operation_takes_and_why(minidl) -> No
     pool = ["pool2", "max_pool2d_forward", "x 2x28x28x32", "vector", "32 channels, all arrays aligned to 16 bytes"]
     assert pool in rows(table)
     assert conditions.startswith("For a training step of 2 images of 28x28x1 in 10 classes, --norm batch, on emulator")
-    found = json.loads(minidl(*arguments, "--precision", "tf32", "--json").stdout)
-    assert (found["device"], found["precision"], found["batch_size"]) == ("emulator", "tf32", 2)
-    conv2 = next(one for one in found["operations"] if one["layer"] == "conv2")
-    assert (conv2["operation"], conv2["technique"]) == ("conv2d_normalized_forward", "tensor_core")
-    assert conv2["shapes"]["x"] == [2, 28, 28, 32]
+    for precision in ("tf32", "bf16", "fp16"):
+        found = json.loads(minidl(*arguments, "--precision", precision, "--json").stdout)
+        assert (found["device"], found["precision"], found["batch_size"]) == ("emulator", precision, 2)
+        conv2 = next(one for one in found["operations"] if one["layer"] == "conv2")
+        assert (conv2["operation"], conv2["technique"]) == ("conv2d_normalized_forward", "tensor_core")
+        assert conv2["shapes"]["x"] == [2, 28, 28, 32]
 
 
 def test_the_cpu_has_nothing_to_explain(minidl) -> None:

@@ -10,7 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from kernels.averaging import moving_average, moving_average_reference
 from kernels.errors import ShapeError
 from kernels.run_emulated import EmulatorRunner
-from kernels.updates import CHUNK, chunks_of
+from kernels.updates import CHUNK
 
 SHAPES = ((), (1,), (3, 5), (0, 4), (CHUNK,), (CHUNK + 6,), (2 * CHUNK - 1,))
 
@@ -57,7 +57,6 @@ def test_it_is_one_launch_for_all_tensors(rng) -> None:
 def test_the_weight_is_read_when_the_kernel_runs(rng) -> None:
     value, weight = placed(rng.standard_normal(7)), number(0.5, np.float32)
     ours, captured = placed(np.zeros(7)), placed(np.zeros(7))
-    chunks_of(RUN, (7,))  # what is uploaded is there before
     graph = RUN.capture(lambda: moving_average(RUN, [captured], [value], weight), warm_up=0)
     for now in (0.5, 0.1):
         moving_average(RUN, [ours], [value], number(now, np.float32))

@@ -20,7 +20,8 @@ from kernels.conv.first_layer import (
     patch_lines,
     tile_of,
 )
-from kernels.conv.first_layer_gradient import TERMS, conv2d_backward_weight_vector_first_layer, share_of
+from kernels.conv.first_layer_gradient import conv2d_backward_weight_vector_first_layer
+from kernels.conv.first_layer_share import TERMS, share_of
 from kernels.conv.geometry import Geometry
 from kernels.errors import TechniqueError
 from kernels.run_dry import DryRunner

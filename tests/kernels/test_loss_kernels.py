@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emulated import placed
 from numba import int64, uint32
 
 from kernels.chip import HOPPER, Chip
@@ -21,6 +22,7 @@ from kernels.loss_fused import MANY, lanes_for
 from kernels.metrics import CHUNK, FEW, all_finite, append_result, count_correct_reference
 from kernels.run_dry import DryRunner
 from kernels.run_emulated import EmulatorRunner
+from kernels.storage import BFLOAT16, FLOAT16, Storage
 from minidl.lab.budget import compare
 from minidl.lab.operations.loss import cross_entropy_bounds
 
@@ -286,6 +288,21 @@ def test_a_number_that_is_not_finite_is_found_wherever_it_is(run, technique: str
             bad = x.copy()
             bad[place] = value
             assert all_finite(run, bad, technique=technique) is False, place
+
+
+@pytest.mark.parametrize("storage", [BFLOAT16, FLOAT16], ids=repr)
+@pytest.mark.parametrize("technique", ["scalar", "vector"])
+@pytest.mark.parametrize("size", [1, 7, 8, CHUNK + 5])
+def test_in_16_bits_too(run, technique: str, size: int, storage: Storage) -> None:
+    most = 2.0**storage.most * (2 - 2.0**-storage.fraction)
+    x = np.where(np.arange(size) % 2 == 0, most, -most)
+    assert all_finite(run, placed(storage.encode(x), 0, storage.dtype), technique=technique) is True
+    for place in {0, max(0, size - 2), size - 1, min(size - 1, CHUNK)}:
+        for value in (NAN, INF, -INF):
+            bad = x.copy()
+            bad[place] = value
+            given = placed(storage.encode(bad), 0, storage.dtype)
+            assert all_finite(run, given, technique=technique) is False, place
 
 
 def test_nothing_is_finite(run) -> None:

@@ -10,7 +10,7 @@ from kernels.errors import ShapeError
 from kernels.optimizer import adam, adam_reference, sgd, sgd_reference
 from kernels.optimizer_numbers import adam_numbers, sgd_numbers
 from kernels.run_emulated import EmulatorRunner
-from kernels.updates import CHUNK, chunks_of
+from kernels.updates import CHUNK
 
 SHAPES = ((1,), (3, 5), (0, 4), (CHUNK,), (CHUNK + 6,), (2 * CHUNK - 1,), (64, 9))
 TECHNIQUES = "scalar", "vector"
@@ -151,7 +151,6 @@ def test_the_numbers_are_read_when_the_kernel_runs(rng) -> None:
     host = [tensors(rng, ((7,),), positive=slot == 3) for slot in range(4)]
     first, second = ([[aligned(array) for array in arrays] for arrays in host] for _ in range(2))
     numbers = run.upload(np.zeros((2, 9), np.float32))
-    chunks_of(run, (7,), (1,))  # what is uploaded is there before
     graph = run.capture(lambda: adam(run, *second, numbers, [1]), warm_up=0)
     for step in (ADAM["adam"], (9, 5e-4, 0.9, 0.99, 1e-8, 0.02, False)):
         now = adam_numbers(*step).astype(np.float32)
@@ -159,26 +158,6 @@ def test_the_numbers_are_read_when_the_kernel_runs(rng) -> None:
         numbers[1] = now
         graph.replay()
     assert all(same_bits(a[0], b[0]) for a, b in zip(first, second, strict=True))
-
-
-def test_a_table_of_chunks_is_made_once_for_the_same_sizes(rng) -> None:
-    class Counting(EmulatorRunner):
-        uploads = 0
-
-        def upload(self, host: np.ndarray) -> np.ndarray:
-            self.uploads += host.dtype == np.int64
-            return super().upload(host)
-
-    run = Counting()
-    for _ in range(3):
-        step_of_sgd(run, tensors(rng), tensors(rng), [])
-    assert run.uploads == 1
-    step_of_sgd(run, tensors(rng)[:2], tensors(rng)[:2], [])
-    assert run.uploads == 2
-    numbers = in_a_row(run, sgd_numbers(0.1, 0, 0), sgd_numbers(0.2, 0, 0))
-    for rows in ([0, 1], [1, 0], (0, 1)):  # other rows, another table
-        sgd(run, tensors(rng)[:2], tensors(rng)[:2], [], numbers, rows, False)
-    assert run.uploads == 4
 
 
 def test_nothing_to_update_launches_nothing(run) -> None:

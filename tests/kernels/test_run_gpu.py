@@ -17,6 +17,7 @@ from kernels.compile_cache import CompileCache
 from kernels.errors import OutOfMemoryError
 from kernels.launch import Cost, Factory, Float, Floats, Int32, Int64, Launch, Promises, UInt32
 from kernels.run_gpu import GpuRunner
+from kernels.updates import CHUNK, chunks_of
 
 
 def numbers(address: int, count: int):
@@ -299,6 +300,16 @@ def test_old_tables_are_dropped(run, cupy, monkeypatch) -> None:
     assert len(run._tables) == 2
 
 
+def test_a_table_of_chunks_is_made_once_and_few_are_kept(run, monkeypatch) -> None:
+    """An optimizer asks for one of the parameters that have gradients, and these may be others in each step."""
+    monkeypatch.setattr("kernels.run_gpu.TABLES", 2)
+    assert chunks_of(run, (7, CHUNK + 1)).tolist() == [[0, 1, 1], [0, 0, CHUNK], [7, CHUNK + 1, CHUNK + 1], [0, 0, 0]]
+    assert chunks_of(run, (7, 3), (1, 0)) is chunks_of(run, (7, 3), (1, 0))
+    assert chunks_of(run, (7, 3), (1, 0)).tolist() == [[0, 1], [0, 0], [7, 3], [1, 0]]
+    made = [weakref.ref(chunks_of(run, (size,))) for size in range(1, 9)]
+    assert [table() is None for table in made] == [True] * 6 + [False] * 2
+
+
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
@@ -376,10 +387,10 @@ def test_tables_may_be_made_while_capturing_and_live_as_long_as_the_graph(run, c
     arrays = [array(3) for _ in range(3)]
     made = []
     cupy.log.clear()
-    graph = run.capture(lambda: made.extend(run.addresses([one]) for one in arrays), warm_up=0)
+    graph = run.capture(lambda: made.extend([*map(run.addresses, zip(arrays)), chunks_of(run, (7,))]), warm_up=0)
     inside = next(entry[1] for entry in cupy.log if entry[0] == "begin")
     copies = [entry[1] for entry in cupy.log if entry[0] == "copy"]
-    assert copies == [run._aside.ptr] * 3
+    assert copies == [run._aside.ptr] * 4
     assert inside != run._aside.ptr
     assert ("synchronize all",) not in cupy.log
     assert all(any(table is kept for kept in graph._memory) for table in made)

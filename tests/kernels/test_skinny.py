@@ -17,12 +17,9 @@ from kernels.linear import (
     linear_forward,
     linear_forward_reference,
 )
-from kernels.matmul import skinny
+from kernels.matmul import skinny_launch
 from kernels.matmul.skinny import (
-    CHAIN,
-    FEW_ROWS,
     MANY_ROWS,
-    MOST,
     STEP,
     WARPS,
     linear_backward_input_skinny,
@@ -30,6 +27,7 @@ from kernels.matmul.skinny import (
     linear_forward_skinny,
     rows_of,
 )
+from kernels.matmul.skinny_launch import CHAIN, FEW_ROWS, MOST
 from kernels.run_dry import DryRunner
 from kernels.run_emulated import EmulatorRunner
 
@@ -149,9 +147,9 @@ def test_no_sum_has_more_terms_than_promised() -> None:
             continue
         x, w, y = np.empty((n, c_in), np.float32), np.empty((c_out, c_in), np.float32), np.empty((n, c_out), np.float32)
         run = Noting()
-        skinny.forward(run, x, w, None, y)
-        skinny.backward_input(run, y, w, x)
-        skinny.backward_weight(run, x, y, w)
+        skinny_launch.forward(run, x, w, None, y)
+        skinny_launch.backward_input(run, y, w, x)
+        skinny_launch.backward_weight(run, x, y, w)
         assert 4 * -(-min(spans["linear_forward_skinny"], c_in) // STEP) <= CHAIN
         assert FEW_ROWS <= spans["linear_backward_input_skinny"] <= MANY_ROWS
         assert -(-min(spans["linear_backward_weight_skinny"], n) // WARPS) <= CHAIN

@@ -35,7 +35,7 @@ MAXIMUM, EXTREMES = "kernels/pooling/maximum.py", "kernels/pooling/extremes.py"
 OF_GROUPS = "kernels/group_norm/"
 CHANNELS, CHANNEL_ORDER = "kernels/channels.py", "kernels/channel_order.py"
 COLUMNS = "kernels/columns.py"
-CONV, DIRECT = "kernels/conv/host.py", "kernels/conv/direct.py"
+DIRECT, SLICES = "kernels/conv/direct.py", "kernels/slices.py"
 GEMM, WINDOWS = "kernels/conv/implicit_gemm.py", "kernels/conv/geometry.py"
 LOSS, METRICS, UPDATES = "kernels/loss.py", "kernels/metrics.py", "kernels/updates.py"
 TARGETS = "kernels/targets_reader.py"
@@ -208,10 +208,10 @@ SUMS_OF_PARTS = (
         "float32(min(span, rows - block * span))", "float32(span)",
         "batchnorm_statistics", "scalar", "ordinary/70001x1", "var"),
     Bug("elements-between-two-steps-skipped", "R1: pytorch#24309", METRICS,
-        "start + k * 4 * BLOCK", "start + k * 5 * BLOCK",
+        "start + k * wide * BLOCK", "start + k * 5 * BLOCK",
         "all_finite", "vector", "nan/64x8260/*", "finite"),
-    Bug("slice-dropped", "NVIDIA/cutlass#876", CONV,
-        "        merge(run, partial, result)\n", "        merge(run, partial[:-1], result)\n",
+    Bug("slice-dropped", "NVIDIA/cutlass#876", SLICES,
+        "sum_columns(run, parts, result)\n", "sum_columns(run, parts[:-1], result)\n",
         "conv2d_backward_weight", "implicit_gemm", "ordinary/x5x28x28x16", "dw"),
     Bug("bias-in-every-slice", "NVIDIA/TensorRT-LLM PR12686", "kernels/matmul/tiled.py",
         "        if with_bias and part == 0:\n", "        if with_bias:\n",

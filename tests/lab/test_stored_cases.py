@@ -14,7 +14,8 @@ from minidl.lab.verify import plan
 CASE = "ordinary/16x16/bfloat16"
 OPERATIONS = (
     "relu_forward", "relu_backward", "add", "concat", "split", "channels_first", "channels_last", "dropout",
-    "scale_forward", "scale_backward",
+    "scale_forward", "scale_backward", "all_finite", "conv2d_normalized_forward", "conv2d_normalized_backward_weight",
+    "conv2d_normalized_backward_input",
 )  # fmt: skip
 
 
@@ -95,6 +96,48 @@ def test_wrong_roundings_are_found() -> None:
     saturated = failed(Saturating(), "largest/3x5x7x5/float16")
     assert [abs(row.expected) for row in saturated] == [np.inf]
     assert [abs(row.got) for row in saturated] == [65504]
+
+
+CHAIN = "ordinary/x2x5x7x8-k3x3-o16-s1x1-p1x1"
+
+
+class OfFewerRows(EmulatorBackend):
+    """Finds statistics without the last image."""
+
+    def conv2d_normalized_forward(self, x, before, w, y, stride, padding, eps, out) -> None:
+        super().conv2d_normalized_forward(x, before, w, y, stride, padding, eps, None)
+        self.batchnorm_statistics(y[:-1].copy(), eps, out)
+
+
+class OfAnotherStorage(EmulatorBackend):
+    """Multiplies weights that were rounded to the other storage's fraction, or one bit more coarsely."""
+
+    def conv2d_normalized_forward(self, x, before, w, y, stride, padding, eps, out) -> None:
+        other = BFLOAT16.rounded(w * np.float32(1 + 2.0**-8))
+        super().conv2d_normalized_forward(x, before, other.copy(), y, stride, padding, eps, out)
+
+
+class WithoutTheMean(EmulatorBackend):
+    """Leaves the mean of g out of a pending gradient."""
+
+    def conv2d_normalized_backward_weight(self, x, before, dy, dw, stride, padding) -> None:
+        dy = dy._replace(sums=dy.sums._replace(mean_g=self.zeros(dy.sums.mean_g.shape)))
+        super().conv2d_normalized_backward_weight(x, before, dy, dw, stride, padding)
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "float16"])
+def test_what_is_wrong_in_a_chain_in_16_bits_is_found(storage: str) -> None:
+    def wrong(backend: EmulatorBackend, direction: str) -> set[str]:
+        operation = f"conv2d_normalized_{direction}"
+        assert not [
+            row for row in check_operation(EmulatorBackend(), operation, f"{CHAIN}/{storage}") if not row.passed
+        ]
+        rows = check_operation(backend, operation, f"{CHAIN}/{storage}")
+        return {row.output for row in rows if not row.passed}
+
+    assert {"mean", "var"} <= wrong(OfFewerRows(), "forward")
+    assert "y" in wrong(OfAnotherStorage(), "forward")
+    assert wrong(WithoutTheMean(), "backward_weight") == {"dw"}
 
 
 def test_an_element_that_is_not_written_is_found() -> None:

@@ -228,6 +228,42 @@ def test_modes(way: str, rng) -> None:
     compare(fused, plain)
 
 
+def sharing(*parts: slice) -> list[nn.Sequential]:
+    """A fused chain of two, and Sequentials of some of the same layers."""
+    layers = [*unit(1, 4), *unit(4, 8)]
+    models = [nn.Sequential(*layers[part]) for part in (slice(None), *parts)]
+    for model in models:
+        model.to(InFours())
+        nn.fuse(model)
+    return models
+
+
+def test_a_chain_goes_back_only_through_what_ran_last(rng) -> None:
+    x, dy = rng.standard_normal((2, *IMAGE)), rng.standard_normal((2, 8, 8, 8))
+    whole, begin, end = sharing(slice(0, 3), slice(3, 6))
+    with unfused(whole):
+        right = whole.forward(x), whole.backward(dy)
+    whole.zero_grad()
+    end.forward(begin.forward(x))
+    alike(whole.forward(x), right[0], "the output")
+    with pytest.raises(RuntimeError, match=r"layers of this chain have run last outside of it.*unfused"):
+        end.backward(dy)
+    assert all(parameter.grad is None for parameter in whole.parameters())  # nothing was done by then
+    alike(whole.backward(dy), right[1], "the gradient of x", 1e-11)
+    whole.forward(x)
+    end.forward(begin.forward(x))
+    with pytest.raises(RuntimeError, match="layers of this chain have run last outside of it"):
+        whole.backward(dy)
+    alike(begin.backward(end.backward(dy)), right[1], "the gradient of x", 1e-11)
+
+
+def test_a_convolution_alone_does_not_go_back_through_a_chain(rng) -> None:
+    whole, convolution = sharing(slice(3, 4))
+    whole.forward(rng.standard_normal((2, *IMAGE)))
+    with pytest.raises(RuntimeError, match=r"Conv2d\.backward: forward ran as a step of a fused chain"):
+        convolution.backward(rng.standard_normal((2, 8, 8, 8)))
+
+
 def test_evaluation_normalizes_in_the_pass_of_the_relu_and_the_sum(rng) -> None:
     model = made("strided blocks", Watching()).eval()
     ran = calls(model, rng.standard_normal((4, *IMAGE)), rng.standard_normal((4, 3)))

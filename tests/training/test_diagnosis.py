@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from kernels.run_emulated import EmulatorRunner
 from minidl import nn
+from minidl.backends.emulated import EmulatorBackend
 from minidl.training.diagnosis import first_nonfinite
 
 HUGE = 1e30  # finite in float32, and no longer so once two are multiplied
@@ -49,6 +51,20 @@ def test_one_value_of_a_parameter_or_buffer_names_it_and_its_layer(layer, array,
     target = getattr(getattr(model, layer), array)
     getattr(target, "value", target).flat[-1] = value
     assert first_nonfinite(model).startswith(phrase)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_what_is_not_finite_among_activations_in_16_bits(x, precision: str) -> None:
+    """In float16 numbers beyond 65504 are not, of weights that are finite; bfloat16 goes as far as float32."""
+    model = network(bn=False).to(EmulatorBackend(EmulatorRunner(checks=False), precision))
+    images = model.backend.array(x)
+    assert first_nonfinite(model, images) == "the loss itself: every layer's output is finite"
+    model.conv2.weight.value[...] *= np.float32(1e6)
+    expected = "the output of conv2 (Conv2d)" if precision == "fp16" else "the loss itself"
+    assert first_nonfinite(model, images).startswith(expected)
+    model.conv1.weight.value[...] *= np.float32(HUGE)
+    model.conv2.weight.value[...] *= np.float32(HUGE)
+    assert first_nonfinite(model, images) == f"the output of conv{1 if precision == 'fp16' else 2} (Conv2d)"
 
 
 def test_the_first_of_several_is_named() -> None:

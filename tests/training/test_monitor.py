@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kernels.run_emulated import EmulatorRunner
 from minidl import models, nn, optim
-from minidl.backends import get_backend
+from minidl.backends import get_backend, numbers
+from minidl.backends.emulated import EmulatorBackend
 from minidl.backends.reference import ReferenceBackend
 from minidl.errors import ConfigError, DataError
 from minidl.training import TrainConfig, begin, resume
@@ -156,11 +158,49 @@ def test_a_chain_of_convolutions_is_seen_layer_by_layer(x, frozen: bool) -> None
     chained, apart = records
     for part in ("activations", "statistics", "weights"):
         assert sorted(chained[part]) == sorted(apart[part])
-        for name, numbers in apart[part].items():
-            for key, value in numbers.items():
+        for name, values in apart[part].items():
+            for key, value in values.items():
                 right = value if value is None else pytest.approx(value, rel=1e-9, abs=1e-12)
                 assert chained[part][name][key] == right, (part, name, key)
     assert set(apart["statistics"]) == {"bn1+relu1", "bn2", "block.bn+sum+activation"}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_activations_in_16_bits_are_read_as_numbers(precision: str) -> None:
+    """Those of a chain too, which are worked out for it; and watching changes no bit of such a step."""
+    device = EmulatorBackend(EmulatorRunner(checks=False), precision)
+    x = np.random.default_rng(3).normal(1, 2, (3, 6, 6, 8)).astype(np.float32)
+    records, states = [], []
+    for backend in (get_backend("reference"), device, device):
+        nn.manual_seed(4)
+        layers = *(nn.Conv2d(8, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()), nn.Conv2d(8, 8, 1, bias=False)
+        model = nn.Sequential(*layers, nn.BatchNorm2d(8), nn.ReLU()).to(backend)
+        assert nn.fuse(model) == ["0 + 1 + 2 + 3 + 4 + 5"]
+        model[0].input_gradient = False
+        images = backend.array(x)
+        if len(records) < 2:
+            with Monitor(1, records.append).watch(model, 0, 0, 0.1):
+                y = model.forward(images)
+                model.backward(y)
+        else:
+            y = model.forward(images)
+            model.backward(y)
+        states.append((model.state_dict(), numbers(backend, y), [p.grad for p in model.parameters()]))
+    right, got = (record["activations"] for record in records)
+    assert list(got) == list(right) == ["0", "1+2", "3", "4+5"]
+    for name, expected in right.items():
+        # Of numbers of size 1: a layer, its normalization and the one behind it lose 2^-8 or 2^-11 of each a few times.
+        off = 2.0**-4 if precision == "bf16" else 2.0**-7
+        np.testing.assert_allclose(got[name]["percentiles"], expected["percentiles"], atol=off * expected["std"])
+        assert abs(got[name]["mean"] - expected["mean"]) < off * expected["std"]
+        assert abs(got[name]["std"] - expected["std"]) < off * expected["std"]
+    sample = numbers(device, y).astype(np.float64)
+    np.testing.assert_array_equal(got["4+5"]["percentiles"], np.percentile(sample, PERCENTILES))
+    watched_step, plain = states[1], states[2]
+    assert all(np.array_equal(watched_step[0][name], value) for name, value in plain[0].items())
+    assert all(np.array_equal(a, b) for a, b in zip(watched_step[2], plain[2], strict=True))
+    assert watched_step[1].dtype == np.float32
+    np.testing.assert_allclose(watched_step[1], states[0][1], atol=off * 4)
 
 
 def test_watching_leaves_no_trace(x) -> None:

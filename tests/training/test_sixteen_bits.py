@@ -115,10 +115,49 @@ def test_gradients_are_off_by_what_rounding_explains(rng, precision: str) -> Non
         assert most > floor or name == "0.bias"
 
 
+@pytest.mark.parametrize(("precision", "multiple"), [("tf32", 4), ("bf16", 8), ("fp16", 8)])
+def test_chains_are_of_channels_that_16_bytes_hold(precision: str, multiple: int) -> None:
+    fuses = emulator(precision).fuses_normalization
+    assert fuses(multiple, 3 * multiple)
+    assert not fuses(multiple // 2, multiple)
+    assert not fuses(multiple, multiple + multiple // 2)
+    assert not emulator("fp32").fuses_normalization(16, 16)
+
+
+def after_steps(model: nn.Module, batches: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """The model's state after a step on each."""
+    sgd = optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for x in batches:
+        model.zero_grad()
+        gradients(model, x)
+        sgd.step()
+    return model.state_dict()
+
+
+@each
+def test_fused_training_goes_the_way_of_the_layers(rng, precision: str) -> None:
+    """All that differs is that statistics are of sums that were not rounded yet; within what rounding explains."""
+    unit = 2.0 ** -(STORAGES[precision].fraction + 1)
+    batches = [rng.standard_normal((3, 8, 8, 1)) for _ in range(2)]
+    fused, apart = network(emulator(precision)), network(emulator(precision), fused=False)
+    chains = "4.0 + 4.1 + 4.2 + 4.3 + 4.4 + sum + 4.activation", "4.downsample.0 + 4.downsample.1"
+    assert set(chains) <= set(nn.fuse(fused))
+    states = after_steps(fused, batches), after_steps(apart, batches)
+    right = after_steps(network(ReferenceBackend(), fused=False), batches)
+    shaken = [after_steps(network(Shaken(unit, seed), fused=False), batches) for seed in range(6)]
+    differ = False
+    for name, expected in right.items():
+        most = max(np.linalg.norm(one[name] - expected) for one in shaken)
+        off = np.linalg.norm(states[0][name].astype(np.float64) - states[1][name])
+        assert off <= 3 * most + 1e-6 * max(np.linalg.norm(expected), 1e-2), name
+        differ |= off > 0
+    assert differ
+
+
 @each
 def test_images_are_stored_in_16_bits_and_nothing_else_is(rng, precision: str) -> None:
     backend = emulator(precision)
-    model, full = network(backend), network(emulator("fp32"))
+    model, full = network(backend), network(emulator("tf32"))  # which fuses the same
     gradients(full, rng.standard_normal((8, 8, 8, 1)))  # and has no effect on the other
     kept: dict[str, int] = {}
     for name, net in (("narrow", model), ("full", full)):

@@ -48,6 +48,7 @@ def _stored(storage: Storage) -> Call:
         scale.scale_backward(run, x, x, ones(), y, ones())
         parts = ones(512, 32, dtype=storage.dtype), ones(512, 64, dtype=storage.dtype)
         channels.concat(run, parts, ones(512, 96, dtype=storage.dtype))
+        metrics.all_finite(run, x)
 
     return call
 
@@ -81,6 +82,7 @@ STORED = (
     *((f"{name}_vector", "16384") for name in ("relu_forward", "relu_backward", "add", "dropout")),
     *((f"{name}_vector", "16384") for name in ("scale_forward", "scale_backward")),
     ("copy_columns_vector", "512x32 and 512x64 into 512x96"),
+    ("count_not_finite_vector", "16384"),
 )
 LINES = (
     Line("relu_forward_vector", "16384", _relu),

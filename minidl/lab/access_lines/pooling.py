@@ -68,11 +68,11 @@ LINES = (
     Line("avg_pool2d_backward_vector", "4x16x16x32, 3x3, stride 2", BY_VECTORS, 2.7, SHARED_DY),
     Line("global_avg_pool2d_forward_shared", "4x8x8x64", _global_pool),
     Line("global_avg_pool2d_backward_vector", "4x8x8x64", _global_pool),
-    # Of averages alone: the places of eight maxima, int32, are two accesses of half of a thread's sector each.
-    Line("avg_pool2d_forward_vector", "4x16x16x64, 2x2, bfloat16", HALVING_16),
-    Line("avg_pool2d_backward_tiled", "4x16x16x64, 2x2, bfloat16", HALVING_16),
-    Line("avg_pool2d_forward_tiled", "4x16x16x64, 3x3, stride 2, bfloat16", OVERLAPPING_16),
-    Line("avg_pool2d_backward_tiled", "4x16x16x64, 3x3, stride 2, bfloat16", OVERLAPPING_16),
+    *(
+        Line(f"{name}_{'vector' if name.endswith('forward') else 'tiled'}", "4x16x16x64, 2x2, bfloat16", HALVING_16)
+        for name in POOLS
+    ),
+    *(Line(f"{name}_tiled", "4x16x16x64, 3x3, stride 2, bfloat16", OVERLAPPING_16) for name in POOLS),
     Line("global_avg_pool2d_forward_shared", "4x8x8x64, bfloat16", _global_pool_stored),
     Line("global_avg_pool2d_backward_vector", "4x8x8x64, bfloat16", _global_pool_stored, 1.1, EIGHT_MEANS),
 )

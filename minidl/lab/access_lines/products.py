@@ -86,10 +86,16 @@ FIRST_LAYERS = (
     ("1x32x32x3, 3x3 to 16", _convolution(CIFAR, 3, 16), 1.1),
     ("1x32x32x3, 5x5 to 64, stride 2", _convolution(CIFAR, 5, 64, 2, 2), 1.5),
 )
+STORED_FIRST_LAYERS = (
+    *((f"4x28x28x1, 3x3 to 32, {one}", _convolution(MNIST, 3, 32, of_y=one), 1.1) for one in NARROW),
+    ("1x32x32x3, 3x3 to 16, bfloat16", _convolution(CIFAR, 3, 16, of_y=BFLOAT16), 1.15),
+    ("1x32x32x3, 3x3 to 64, float16", _convolution(CIFAR, 3, 64, of_y=FLOAT16), 1.2),
+    ("1x32x32x3, 5x5 to 64, stride 2, bfloat16", _convolution(CIFAR, 5, 64, 2, 2, of_y=BFLOAT16), 1.1),
+)
 LINES = (
     *(
         Line(f"conv2d_{direction}_vector_first_layer", shape, call, limit, LINES_AROUND)
-        for shape, call, limit in FIRST_LAYERS
+        for shape, call, limit in (*FIRST_LAYERS, *STORED_FIRST_LAYERS)
         for direction in ("forward", "backward_weight")
     ),
     *(

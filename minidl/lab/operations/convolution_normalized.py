@@ -13,9 +13,10 @@ import numpy as np
 from kernels.batch_statistics import GradientSums, Normalization, PendingGradient
 from kernels.batchnorm import batchnorm_gradient_sums_reference, batchnorm_statistics_reference
 from kernels.conv import reference
+from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage
 from minidl.backends import Backend
 from minidl.lab.inputs import FAMILIES, Family, normal, with_values
-from minidl.lab.operations.batchnorm_bounds import GIVEN, SPREAD, elements, statistics_uncertainty, sums_bounds
+from minidl.lab.operations.batchnorm_bounds import GIVEN, elements, sums_bounds
 from minidl.lab.operations.batchnorm_statistics import (
     EPS,
     PARTS,
@@ -27,15 +28,17 @@ from minidl.lab.operations.batchnorm_statistics import (
     read,
 )
 from minidl.lab.operations.case import Answers, Arrays, Case, Host, Output, Problem, Values, in_all_layouts, label
-from minidl.lab.operations.convolution import FEW, GEOMETRIES, HOSTILE, IN_FOURS, Geometry
+from minidl.lab.operations.convolution import FEW, GEOMETRIES, HOSTILE, IN_FOURS, STORED, Geometry
 from minidl.lab.operations.convolution_normalized_bounds import (
     activation,
     given,
     gradient,
     masked_bound,
     product_bound,
+    statistics_bounds,
     wide,
 )
+from minidl.lab.operations.stored import families, in_storage, of_storage
 
 SUMS = ("dgamma", "dbeta", "mean_g", "slope")
 BEFORE, BEHIND = "before_", "behind_"  # what the arrays of the two normalizations are called by
@@ -46,18 +49,23 @@ GRADIENTS: dict[str, Family] = {
     "dy-denormal": FAMILIES["denormal"],
 }
 OPTIONS = ("", "no-relu", "no-affine", "no-before")
+IN_ALL_LAYOUTS = FEW[0], IN_FOURS[2], STORED[0]
+NARROW = {BFLOAT16: "bf16", FLOAT16: "fp16"}  # what tensor cores round factors to
+LARGE = "mean-1e4-std-1", "mean-1e4-std-1e-2"
+LEFT_OUT = {BFLOAT16: ("largest",), FLOAT16: ("mixed-scales",)}  # of whose squares, or which itself, there is none
 MANY = Geometry((1, 229, 227, 4), (1, 1), 4)  # tiles: what each finds beside the product is merged twice
 Precise = Callable[[Answers, str], Values]
 
 
 class Kind(NamedTuple):
-    """What is tried: a family for x, one for dy, a geometry and one of OPTIONS."""
+    """What is tried: a family for x, one for dy, a geometry, one of OPTIONS and how images are stored."""
 
     name: str
     of_x: Family
     of_dy: Family
     geometry: Geometry
     option: str = ""
+    storage: Storage = FLOAT32
 
     def __str__(self) -> str:
         return label(self.name, str(self.geometry), self.option)
@@ -93,10 +101,40 @@ def _gradient_kinds() -> Iterator[Kind]:
     yield from (Kind(name, PLAIN, family, g) for (name, family), g in product(GRADIENTS.items(), HOSTILE))
 
 
-def _cases(make: Callable[[Kind, np.random.Generator], Problem], kinds: Iterator[Kind]) -> Iterator[Case]:
-    for kind in kinds:
+def _stored_kinds() -> Iterator[Kind]:
+    """With images in 16 bits: numbers of whose results none is too large for the storage."""
+    for storage in NARROW:
+        known = families(storage) | {name: of_storage(FAMILIES[name], storage) for name in LARGE}
+        for name in LEFT_OUT[storage]:
+            del known[name]
+        plain = known.pop("ordinary")
+        yield from (Kind("ordinary", plain, plain, geometry, "", storage) for geometry in STORED)
+        yield from (Kind("ordinary", plain, plain, STORED[2], option, storage) for option in OPTIONS[1:])
+        hostile = product(known.items(), STORED[:2])
+        yield from (Kind(name, family, plain, geometry, "", storage) for (name, family), geometry in hostile)
+        for name in ("nan", "minus-inf-and-inf"):
+            yield Kind(f"fixed-{name}", known[name], plain, STORED[0], "", storage)
+
+
+def _stored_gradient_kinds() -> Iterator[Kind]:
+    yield from _stored_kinds()
+    for storage in NARROW:
+        known, plain = families(storage), of_storage(PLAIN, storage)
+        yield from (
+            Kind(f"dy-{name}", plain, known[name], STORED[0], "", storage)
+            for name in ("nan", "minus-inf-and-inf", "smallest")
+        )
+
+
+def _cases(
+    make: Callable[[Kind, np.random.Generator], Problem], kinds: Iterator[Kind], stored: Iterator[Kind], *images: str
+) -> Iterator[Case]:
+    """Of all kinds; the `images` among their arrays are stored in 16 bits in those that are `stored` so."""
+    for kind in (*kinds, *stored):
         case = Case(str(kind), lambda rng, kind=kind: make(kind, rng))  # type: ignore[misc]
-        in_all = kind.name == "ordinary" and kind.geometry in (FEW[0], IN_FOURS[2]) and not kind.option
+        if kind.storage is not FLOAT32:
+            case = in_storage(case, dict.fromkeys(images, kind.storage))
+        in_all = kind.name == "ordinary" and kind.geometry in IN_ALL_LAYOUTS and not kind.option
         yield from in_all_layouts(case) if in_all else (case,)
 
 
@@ -125,11 +163,16 @@ def _forward(kind: Kind, rng: np.random.Generator) -> Problem:
 
     def bounds(answers: Answers, precision: str) -> Values:
         terms = int(np.prod(w.shape[:3]))
-        made = product_bound(_convolution(*window), activation(x, before(inputs)), given(w), terms, precision)
-        return {"y": made, **(_statistics_bounds(answers) if rows else {})}
+        factors = activation(x, before(inputs)), given(w, is_image=False)
+        made = product_bound(_convolution(*window), *factors, terms, precision)
+        if not rows:
+            return {"y": made}
+        y = answers.got["y"]
+        shift = answers.got["shift"] + batchnorm_statistics_reference(y, EPS).shift
+        return {"y": made, **statistics_bounds(y, EPS, shift, kind.storage)}
 
     statistics = {part: Output((geometry.c_out,)) for part in PARTS} if rows else {}
-    return _problem(inputs, {"y": Output(geometry.y), **statistics}, call, bounds, derive)
+    return _problem(kind, inputs, {"y": Output(geometry.y), **statistics}, call, bounds, derive)
 
 
 def _convolution(stride: Any, padding: Any) -> Callable[[Host, Host], Host]:
@@ -149,18 +192,9 @@ def _from_statistics_of(y: Host, answers: Values) -> Values:
     return {name: np.where(finite, distance[name], value) for name, value in got.items()}
 
 
-def _statistics_bounds(answers: Answers) -> Values:
-    """Of those distances, which the reference's are 0 of."""
-    y = answers.got["y"]
-    right = batchnorm_statistics_reference(y, EPS)
-    off = statistics_uncertainty(y, EPS, right.shift, right.var, answers.got["shift"] + right.shift)
-    reach = SPREAD * np.sqrt(right.var)
-    return {"shift": reach, "mean": off.mean, "var": off.var, "inv_std": off.inv_std * right.inv_std}
-
-
 def _pending(kind: Kind, rng: np.random.Generator) -> dict[str, Host]:
     """Arrays of a pending gradient, by name; behind a ReLU where `relu`, as kind's other normalization is."""
-    y, dy = PLAIN(rng, kind.geometry.y), kind.of_dy(rng, kind.geometry.y)
+    y, dy = of_storage(PLAIN, kind.storage)(rng, kind.geometry.y), kind.of_dy(rng, kind.geometry.y)
     arrays = {"raw": y, "dy": dy, **kind.normalization(rng, BEHIND, y)}
     normalization = wide(_normalization(arrays, BEHIND, kind.relu))
     found = batchnorm_gradient_sums_reference(y.astype(np.float64), dy.astype(np.float64), normalization)
@@ -192,7 +226,7 @@ def _backward_weight(kind: Kind, rng: np.random.Generator) -> Problem:
         factors = activation(inputs["x"], before(inputs)), gradient(_of_pending(kind, inputs))
         return {"dw": product_bound(made, *factors, int(np.prod(geometry.y[:3])), precision)}
 
-    return _problem(inputs, {"dw": Output(geometry.weight)}, call, bounds)
+    return _problem(kind, inputs, {"dw": Output(geometry.weight)}, call, bounds)
 
 
 def _backward_input(kind: Kind, rng: np.random.Generator) -> Problem:
@@ -220,7 +254,7 @@ def _backward_input(kind: Kind, rng: np.random.Generator) -> Problem:
         return reference.conv2d_backward_input_reference(dy, w, geometry.x, *window)
 
     def bounds(answers: Answers, precision: str) -> Values:
-        factors = gradient(_of_pending(kind, inputs)), given(w)
+        factors = gradient(_of_pending(kind, inputs)), given(w, is_image=False)
         taps = zip(geometry.kernel, geometry.stride, strict=True)  # an element is in so many windows along each axis
         terms = geometry.c_out * int(np.prod([-(-size // step) for size, step in taps]))
         off = product_bound(made, *factors, terms, precision)
@@ -233,28 +267,37 @@ def _backward_input(kind: Kind, rng: np.random.Generator) -> Problem:
         return {"dx": masked_bound(full, off, x, before), **{name: of_sums[name] for name in wanted}}
 
     sums = {name: Output((geometry.x[3],)) for name in wanted}
-    return _problem(inputs, {"dx": Output(geometry.x), **sums}, call, bounds, derive)
+    return _problem(kind, inputs, {"dx": Output(geometry.x), **sums}, call, bounds, derive)
 
 
 def _problem(
+    kind: Kind,
     inputs: Values,
     outputs: dict[str, Output],
     call: Callable[[Backend, Arrays], None],
     bounds: Precise,
     derive: Callable[[Values], Values] = lambda answers: answers,
 ) -> Problem:
+    """In 16 bits each technique rounds what it multiplies to the storage, or computes with more."""
+    asked_for, otherwise = "tf32", "fp32"
+    if kind.storage is not FLOAT32:
+        asked_for = otherwise = NARROW[kind.storage]
     return Problem(
         inputs=inputs,
         outputs=outputs,
         call=call,
         derive=derive,
-        bounds=lambda answers: bounds(answers, "fp32"),
-        tf32_bounds=lambda answers: bounds(answers, "tf32"),
+        bounds=lambda answers: bounds(answers, otherwise),
+        tf32_bounds=None if otherwise == asked_for else lambda answers: bounds(answers, asked_for),
     )
 
 
+def _gradient_cases(make: Callable[[Kind, np.random.Generator], Problem], *images: str) -> Iterator[Case]:
+    return _cases(make, _gradient_kinds(), _stored_gradient_kinds(), *images)
+
+
 CASES = {
-    "conv2d_normalized_forward": lambda: _cases(_forward, _kinds()),
-    "conv2d_normalized_backward_weight": lambda: _cases(_backward_weight, _gradient_kinds()),
-    "conv2d_normalized_backward_input": lambda: _cases(_backward_input, _gradient_kinds()),
+    "conv2d_normalized_forward": lambda: _cases(_forward, _kinds(), _stored_kinds(), "x", "y"),
+    "conv2d_normalized_backward_weight": lambda: _gradient_cases(_backward_weight, "x", "raw", "dy"),
+    "conv2d_normalized_backward_input": lambda: _gradient_cases(_backward_input, "x", "raw", "dy", "dx"),
 }

@@ -12,12 +12,21 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.batch_statistics import BatchStatistics, Normalization, PendingGradient
-from kernels.batchnorm import batchnorm_pending_gradient_reference
+from kernels.batchnorm import batchnorm_pending_gradient_reference, batchnorm_statistics_reference
 from kernels.conv.normalized_reference import activation_reference
-from kernels.emulator.tensor import round_tf32
-from minidl.lab.budget import chained, products
-from minidl.lab.operations.batchnorm_bounds import GIVEN, Elements, elements, pending_bound
-from minidl.lab.operations.case import Host
+from kernels.storage import FLOAT32, Storage
+from minidl.lab.bounds import beside_zeros, rounded_to
+from minidl.lab.budget import U, chained, products
+from minidl.lab.operations.batchnorm_bounds import (
+    GIVEN,
+    SPREAD,
+    Elements,
+    elements,
+    pending_bound,
+    statistics_uncertainty,
+)
+from minidl.lab.operations.case import Host, Values
+from minidl.lab.operations.stored import half_unit
 
 
 class Factor(NamedTuple):
@@ -25,11 +34,12 @@ class Factor(NamedTuple):
 
     value: Host
     off: Host
+    is_image: bool = True
 
 
-def given(array: Host) -> Factor:
-    """A factor that is an input."""
-    return Factor(array.astype(np.float64), np.zeros(array.shape))
+def given(array: Host, is_image: bool = True) -> Factor:
+    """A factor that is an input; an image or weights."""
+    return Factor(array.astype(np.float64), np.zeros(array.shape), is_image)
 
 
 def activation(x: Host, before: Normalization | None) -> Factor:
@@ -55,19 +65,37 @@ def gradient(dy: PendingGradient) -> Factor:
 def product_bound(made: Callable[[Host, Host], Host], a: Factor, b: Factor, terms: int, precision: str) -> Host:
     """Of a sum of `terms` products, `made` of the two factors, which is linear in either.
 
-    With a' within a.off of a, and b' likewise, a' b' - a b is at most (|a| + a.off)(|b| + b.off) - |a||b|. In "tf32"
-    the factors are rounded on the way; rounding is monotone, so a' then lies between a - a.off and a + a.off rounded.
+    With a' within a.off of a, and b' likewise, a' b' - a b is at most (|a| + a.off)(|b| + b.off) - |a||b|. Unless it is
+    "fp32" the factors are rounded on the way; that is monotone, so a' then lies between a - a.off and a + a.off
+    rounded. Images in 16 bits are rounded by every technique, weights by tensor cores alone: it may be either.
     """
-    moved: Host = np.zeros(())
+    factors = a, b
+    if precision == "fp32":
+        return _sum_bound(made, factors, factors, terms, precision)
+    rounded = _rounded(a, precision), _rounded(b, precision)
+    bound = _sum_bound(made, factors, rounded, terms, precision)
+    if b.is_image or precision == "tf32":
+        return bound
+    return np.maximum(bound, _sum_bound(made, factors, (rounded[0], b), terms, precision))
+
+
+def _sum_bound(
+    made: Callable[[Host, Host], Host],
+    factors: tuple[Factor, Factor],
+    multiplied: tuple[Factor, Factor],
+    terms: int,
+    precision: str,
+) -> Host:
+    """Where these factors are multiplied in the place of those."""
+    a, b = multiplied
     with np.errstate(all="ignore"):
-        largest = max((float(np.abs(f.value[np.isfinite(f.value)]).max(initial=0)) for f in (a, b)), default=0)
-        if precision == "tf32":
-            rounded = _rounded(a), _rounded(b)
-            moved = np.abs(made(rounded[0].value, rounded[1].value) - made(a.value, b.value))
-            a, b = rounded
+        largest = max((float(np.abs(f.value[np.isfinite(f.value)]).max(initial=0)) for f in factors), default=0)
+        moved: Host = np.zeros(())
+        if multiplied is not factors:
+            moved = np.abs(made(a.value, b.value) - made(factors[0].value, factors[1].value))
         exact = made(np.abs(a.value), np.abs(b.value))
         absolute = made(np.abs(a.value) + a.off, np.abs(b.value) + b.off)
-        moved = moved + np.maximum(absolute - exact, 0)
+        moved = moved + np.maximum(absolute - exact, 0) + beside_zeros(terms, largest, precision) * (absolute > 0)
         lost = products(absolute, terms) if precision == "fp32" else chained(absolute, terms, largest)
         bound: Host = moved + lost
         return bound
@@ -84,6 +112,34 @@ def masked_bound(full: Host, off: Host, x: Host, before: Normalization) -> Host:
     unsure = (np.abs(e.y) <= e.y_error) & (e.y_error > 0)
     is_open = (e.y > 0) | np.isnan(e.y) | unsure
     return np.where(is_open, off, 0) + np.where(unsure, np.abs(full), 0)
+
+
+def statistics_bounds(y: Host, eps: float, shift: Host, storage: Storage) -> Values:
+    """How far the statistics that come out beside y, stored so, may be from those of y; `shift` is the device's.
+
+    They may be those of y before it was rounded, which is off by at most half a unit in each place: by h. Then the mean
+    is off by no more than the mean of h and, as a deviation is a norm, the deviation by no more than the root of the
+    mean of its squares; to which comes what the sums lose, whose terms are larger by at most h.
+    """
+    right = batchnorm_statistics_reference(y, eps)
+    if storage is FLOAT32:
+        off = statistics_uncertainty(y, eps, right.shift, right.var, shift)
+        reach = SPREAD * np.sqrt(right.var)
+        return {"shift": reach, "mean": off.mean, "var": off.var, "inv_std": off.inv_std * right.inv_std}
+    axes = tuple(range(y.ndim - 1))
+    h, deviation = half_unit(y, 0.0, storage), np.sqrt(right.var)
+    of_mean, of_deviation = h.mean(axis=axes), np.sqrt((h**2).mean(axis=axes))
+    most = (deviation + of_deviation) ** 2
+    mean = right.shift + np.copysign(of_mean, right.shift - shift)
+    off = statistics_uncertainty(y + np.copysign(h, y - shift), eps, mean, most, shift)
+    most, least = most + off.var, np.maximum(np.maximum(deviation - of_deviation, 0) ** 2 - off.var, 0)
+    largest, smallest = (1 + 4 * U) / np.sqrt(least + eps), (1 - 4 * U) / np.sqrt(most + eps)
+    return {
+        "shift": SPREAD * (deviation + of_deviation) + of_mean,
+        "mean": of_mean + off.mean,
+        "var": np.maximum(most - right.var, right.var - least),
+        "inv_std": np.maximum(largest - right.inv_std, right.inv_std - smallest),
+    }
 
 
 def wide(before: Normalization) -> Normalization:
@@ -103,12 +159,9 @@ def _where_finite(value: Host, off: Host, relu: bool) -> Factor:
     return Factor(value, np.where(settled, 0, np.broadcast_to(off, value.shape)))
 
 
-def _rounded(factor: Factor) -> Factor:
-    """To TF32, what is off with it."""
-    value = _tf32(factor.value)
-    off = np.maximum(_tf32(factor.value + factor.off) - value, value - _tf32(factor.value - factor.off))
-    return Factor(value, np.where(np.isfinite(value), off, 0))
-
-
-def _tf32(x: Host) -> Host:
-    return round_tf32(x.astype(np.float32)).view(np.float32).astype(np.float64)
+def _rounded(factor: Factor, precision: str) -> Factor:
+    """As tensor cores multiply it, what is off with it."""
+    value, off, is_image = factor
+    nearest = rounded_to(precision, value)
+    most = np.maximum(rounded_to(precision, value + off) - nearest, nearest - rounded_to(precision, value - off))
+    return Factor(nearest, np.where(np.isfinite(most), most, 0), is_image)

@@ -5,10 +5,12 @@ from itertools import product
 
 import numpy as np
 
+from kernels.storage import Storage
 from minidl.backends import Backend
 from minidl.lab.inputs import FAMILIES, normal
 from minidl.lab.operations.case import Arrays, Case, Output, Problem, exact, in_all_layouts, label
 from minidl.lab.operations.loss import IGNORE, LOGITS
+from minidl.lab.operations.stored import NARROW, in_storage, largest
 
 PLAIN = FAMILIES["ordinary"]
 
@@ -74,7 +76,32 @@ def all_finite_cases() -> Iterator[Case]:
         yield case(name, shape, place, value)
     yield case("largest", (5,), 0.5, float(np.finfo(np.float32).max))
     yield from in_all_layouts(case("nan", (9, 3), 0.9, np.nan))
+    yield from _stored()
     yield Case("nan/64x8260/one-a-row", _one_nan_a_row)
+
+
+def _stored() -> Iterator[Case]:
+    """Of all_finite in 16 bits: the largest numbers, all of them, and one that is not finite beside them."""
+
+    def case(storage: Storage, name: str, shape: tuple[int, ...], place: float, value: float | None) -> Case:
+        def make(rng: np.random.Generator) -> Problem:
+            x = largest(storage)(rng, shape)
+            if value is not None:
+                x.reshape(-1)[int(place * (x.size - 1))] = value
+
+            def call(backend: Backend, a: Arrays) -> None:
+                a["finite"][...] = backend.all_finite(a["x"])
+
+            return Problem(inputs={"x": x}, outputs={"finite": Output((), np.bool_)}, call=call, bounds=exact)
+
+        return in_storage(Case(label(name, shape, f"at-{place:g}"), make), {"x": storage}, rounds=False)
+
+    for storage in NARROW:
+        yield from in_all_layouts(case(storage, "largest", (9, 7), 0, None))
+        yield case(storage, "largest", (30007,), 0, None)
+        bad = {"nan": np.nan, "inf": np.inf, "minus-inf": -np.inf}
+        for (name, value), size, place in product(bad.items(), (1, 131, 30007), (0.0, 0.5, 1.0)):
+            yield case(storage, name, (size,), place, value)
 
 
 def _one_nan_a_row(rng: np.random.Generator) -> Problem:

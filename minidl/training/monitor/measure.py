@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minidl.backends import Array, BatchStatistics
+from minidl.backends import Array, BatchStatistics, numbers
 from minidl.nn import (
     Conv2d,
     GroupNorm,
@@ -196,7 +196,7 @@ def _watching(
 
 
 def _activation(backend: Any, y: Array, rectifies: bool) -> Record:
-    host = backend.numpy(y)
+    host = numbers(backend, y)
     sample = host.reshape(-1)[:: _stride(host.size, host.shape[-1])].astype(np.float64)
     if not sample.size:
         return {"percentiles": [None] * len(PERCENTILES), "mean": None, "std": None, "dead": None}

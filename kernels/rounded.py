@@ -1,6 +1,7 @@
-"""Float32 numbers rounded to the storage of a convolution's images: y = x, rounded to nearest even.
+"""Float32 numbers rounded to another storage: y = x, rounded to nearest even.
 
-Of weights, before tensor cores multiply them with images in 16 bits; and of a result that was summed in slices.
+Of weights, before tensor cores multiply them with images in 16 bits; and of a result that was summed in slices
+(kernels/slices.py).
 
 Shapes   x: float32; y: of x's size, in any storage (kernels/storage.py).
 Traffic  reads x once and writes y once.
@@ -11,7 +12,6 @@ from typing import Any
 
 from numba import cuda, int64, uint32
 
-from kernels.columns import sum_columns
 from kernels.device import index_type
 from kernels.launch import Array, Cost, Floats, Int64, Launch, Runner, blocks_for, kernel
 from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage, storage_of
@@ -45,13 +45,3 @@ def in_storage(run: Runner, w: Array, storage: Storage) -> Array:
     rounded = run.empty(tuple(w.shape), storage.dtype)
     round_to(run, w, rounded)
     return rounded
-
-
-def merge(run: Runner, partial: Array, result: Array) -> None:
-    """Launch result = the sum of the slices of `partial`, in float32, rounded once to the result's storage."""
-    if storage_of(result) is FLOAT32:
-        sum_columns(run, partial, result)
-        return
-    total = run.empty(tuple(result.shape))
-    sum_columns(run, partial, total)
-    round_to(run, total, result)
