@@ -25,12 +25,12 @@ from kernels.conv.normalized_arrival import OF_ACTIVATION, Kind, reader, rounder
 from kernels.device import inlined
 from kernels.matmul.tensor_epilogue import Rows, laid, staged, taken
 from kernels.matmul.tensor_tiles import CHUNK, TensorTile
-from kernels.storage import FLOAT32, Storage
+from kernels.storage import Storage
 
 AHEAD = 8  # rows whose x is under way at once
 
 
-def scratch_floats(tile: TensorTile, storage: Storage = FLOAT32) -> int:
+def scratch_floats(tile: TensorTile, storage: Storage) -> int:
     """Of shared memory, for the tile and the sums of its columns."""
     rows = Rows.of(tile, storage.wide)
     return rows.floats + (2 * rows.apart + 1) * tile.columns

@@ -1,6 +1,5 @@
 """Padding of images by a constant, each side by itself; convolution and pooling pad opposite sides alike."""
 
-from kernels.storage import storage_of
 from minidl.backends import Array, Backend
 from minidl.nn.arguments import real_number, whole_number
 from minidl.nn.module import Module
@@ -39,8 +38,12 @@ class ConstantPad2d(Module):
         """(n, h, w, c) -> (n, top + h + bottom, left + w + right, c). Raises ShapeError or TypeError otherwise."""
         x = self.accept(x, "n h w c")
         y = self.backend.zeros(self.output_shape(x.shape), x.dtype)
-        if self.value != 0:
-            y[...] = self.value if x.dtype == self.backend.dtype else storage_of(x).encode(self.value)
+        if self.value != 0 and x.dtype == self.backend.dtype:
+            y[...] = self.value
+        elif self.value != 0:
+            from kernels.storage import storage_of  # with it comes Numba
+
+            y[...] = storage_of(x).encode(self.value)
         self.backend.copy(x, self._inside(y, x.shape))
         self.keep(x.shape)
         return y

@@ -59,7 +59,6 @@ def unscale_cases() -> Iterator[Case]:
     for factor in (2.0**-16, 1.0, 0.0):
         yield case("ordinary", factor, several)
         yield from (case(name, factor, ((3, 5, 7, 5), (11,))) for name in FAMILIES if name != "ordinary")
-    yield case("ordinary", 0.5, ())
     yield from in_all_layouts(case("ordinary", 2.0**-10, ((128, 3), (5,))))
 
 
