@@ -62,7 +62,7 @@ def unscale_reference(array: Array, factor: Any) -> Array:
 @kernel(
     traffic="norm, state, still -> state, factor, numbers",
     partial="numbers",
-    registers=24,
+    registers=32,
     examples=[()],
 )
 def settle_loss_scale_of_block() -> Launch:

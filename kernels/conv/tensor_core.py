@@ -33,7 +33,7 @@ from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage
 INSTRUCTIONS = ("HMMA.1688.F32.TF32", "LDGSTS.E.BYPASS.128", "STG.E.128")
 NARROW_INSTRUCTIONS = ("HMMA.16816.F32", "LDGSTS.E.BYPASS.128", "LDSM.16.M", "STG.E.128")  # ldmatrix, .trans or not
 WITH_LDMATRIX = (*INSTRUCTIONS, "LDSM.16.M88.4")
-REGISTERS = 248  # of which the register file holds two blocks of the largest tile, 128 threads each
+REGISTERS = 255  # given out in eights: 256 for each thread of two blocks of the largest tile, 128 threads each
 STAGE = Geometry(h=8, w=8, c_in=256, kh=3, kw=3, c_out=256, sh=1, sw=1, ph=1, pw=1)
 STRIDED = Geometry(h=13, w=11, c_in=12, kh=5, kw=3, c_out=20, sh=2, sw=3, ph=2, pw=1)
 IN_EIGHTS = Geometry(h=13, w=11, c_in=24, kh=5, kw=3, c_out=40, sh=2, sw=3, ph=2, pw=1)
