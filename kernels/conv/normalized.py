@@ -9,11 +9,12 @@ or in 16 bits where images are stored so.
 from kernels import batchnorm
 from kernels.activation import relu_backward
 from kernels.batch_statistics import BatchStatistics, GradientSums, Normalization, PendingGradient
+from kernels.batchnorm.arguments import check_channels, check_normalization
 from kernels.choice import choose
 from kernels.conv import normalized_tensor_core_launch as tensor_core
 from kernels.conv.geometry import geometry_of
 from kernels.conv.host import conv2d_backward_input, conv2d_backward_weight, conv2d_forward
-from kernels.errors import ShapeError, require_shape, same_shape
+from kernels.errors import ShapeError, same_shape
 from kernels.launch import Array, Runner, techniques
 from kernels.window import Pair
 
@@ -46,9 +47,9 @@ def conv2d_normalized_forward(
     """
     operation = "conv2d_normalized_forward"
     geometry = geometry_of(operation, stride, padding, x=x.shape, w=w.shape, y=y.shape)
-    _check_normalization(operation, "before", before, geometry.c_in)
+    check_normalization(operation, "before", before, geometry.c_in)
     if out is not None:
-        _check_channels(operation, geometry.c_out, **{f"out.{name}": array for name, array in out._asdict().items()})
+        check_channels(operation, geometry.c_out, **{f"out.{name}": array for name, array in out._asdict().items()})
         if y.size == 0:
             raise ShapeError(f"{operation}: y has shape {tuple(y.shape)}, expected at least one row for its statistics")
     options = tensor_core.options(precision, geometry, before, x=x, w=w, y=y)
@@ -82,7 +83,7 @@ def conv2d_normalized_backward_weight(
     """
     operation = "conv2d_normalized_backward_weight"
     geometry = geometry_of(operation, stride, padding, x=x.shape, dw=dw.shape, dy=dy.dy.shape)
-    _check_normalization(operation, "before", before, geometry.c_in)
+    check_normalization(operation, "before", before, geometry.c_in)
     _check_pending(operation, dy)
     options = tensor_core.options(precision, geometry, before, dy, x=x, dw=dw)
     if choose(run, operation, technique, options, x=x, dy=dy.dy, dw=dw) != SEPARATE:
@@ -120,7 +121,7 @@ def conv2d_normalized_backward_input(
     operation = "conv2d_normalized_backward_input"
     geometry = geometry_of(operation, stride, padding, dx=dx.shape, w=w.shape, dy=dy.dy.shape)
     _check_pending(operation, dy)
-    _check_normalization(operation, "before", before, geometry.c_in)
+    check_normalization(operation, "before", before, geometry.c_in)
     options = tensor_core.options(precision, geometry, before, dy, w=w, dx=dx, x=x)
     if x is None or before is None or sums is None:
         if not (x is None and before is None and sums is None):
@@ -131,7 +132,7 @@ def conv2d_normalized_backward_input(
         conv2d_backward_input(run, _written(run, dy), w, dx, stride, padding, precision=precision)
         return
     same_shape(operation, dx=dx, x=x)
-    _check_channels(operation, geometry.c_in, **{f"sums.{name}": array for name, array in sums._asdict().items()})
+    check_channels(operation, geometry.c_in, **{f"sums.{name}": array for name, array in sums._asdict().items()})
     if choose(run, operation, technique, options, dy=dy.dy, w=w, dx=dx, x=x) != SEPARATE:
         tensor_core.backward_input(run, geometry, dy, w, dx, x, before, sums)
         return
@@ -161,22 +162,5 @@ def _written(run: Runner, dy: PendingGradient) -> Array:
 def _check_pending(operation: str, dy: PendingGradient) -> None:
     same_shape(operation, **{"dy.dy": dy.dy, "dy.x": dy.x})
     channels = int(dy.dy.shape[-1])
-    _check_normalization(operation, "dy.normalization", dy.normalization, channels)
-    _check_channels(operation, channels, **{f"dy.sums.{name}": array for name, array in dy.sums._asdict().items()})
-
-
-def _check_normalization(operation: str, argument: str, normalization: Normalization | None, channels: int) -> None:
-    if normalization is None:
-        return
-    gamma, beta = normalization.gamma, normalization.beta
-    if (gamma is None) != (beta is None):
-        raise TypeError(f"{operation}: gamma and beta of {argument} are given together or not at all")
-    arrays = {**normalization.statistics._asdict(), "gamma": gamma, "beta": beta}
-    _check_channels(operation, channels, **{f"{argument}.{name}": array for name, array in arrays.items()})
-
-
-def _check_channels(operation: str, channels: int, **arrays: Array | None) -> None:
-    """Raise ShapeError unless all arrays but None are (channels,)."""
-    for name, array in arrays.items():
-        if array is not None:
-            require_shape(operation, name, array, (channels,))
+    check_normalization(operation, "dy.normalization", dy.normalization, channels)
+    check_channels(operation, channels, **{f"dy.sums.{name}": array for name, array in dy.sums._asdict().items()})

@@ -362,6 +362,41 @@ class DeviceBackend(Registered):
         window = kernel, stride, padding, dilation, ceil_mode
         self._launch(pooling.max_pool2d_backward, dy, index, dx, *window)
 
+    def fuses_pooling(self) -> bool:
+        return False  # they are composed of their parts
+
+    def max_pool2d_normalized_forward(
+        self,
+        x: Array,
+        before: Normalization,
+        y: Array,
+        index: Array,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair = (1, 1),
+        ceil_mode: bool = False,
+    ) -> None:
+        window = kernel, stride, padding, dilation, ceil_mode
+        self._launch(pooling.max_pool2d_normalized_forward, x, before, y, index, *window)
+
+    def max_pool2d_normalized_backward(
+        self,
+        dy: Array,
+        index: Array,
+        dx: Array,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        ceil_mode: bool,
+        x: Array,
+        before: Normalization,
+        sums: GradientSums,
+    ) -> None:
+        window = kernel, stride, padding, dilation, ceil_mode
+        self._launch(pooling.max_pool2d_normalized_backward, dy, index, dx, *window, x, before, sums)
+
     def avg_pool2d_forward(
         self,
         x: Array,

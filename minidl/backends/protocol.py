@@ -348,6 +348,41 @@ class Backend(Protocol):
 
     def global_avg_pool2d_backward(self, dy: Array, dx: Array) -> None: ...
 
+    # Max pooling at the end of a chain of normalizations (kernels/pooling/normalized_reference.py): of the activation
+    # that `before` makes of x, which need not exist in memory.
+    def fuses_pooling(self) -> bool:
+        """Whether these take fewer passes over memory than their parts."""
+
+    def max_pool2d_normalized_forward(
+        self,
+        x: Array,
+        before: Normalization,
+        y: Array,
+        index: Array,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair = (1, 1),
+        ceil_mode: bool = False,
+    ) -> None:
+        """Y and `index` as of max_pool2d_forward."""
+
+    def max_pool2d_normalized_backward(
+        self,
+        dy: Array,
+        index: Array,
+        dx: Array,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        ceil_mode: bool,
+        x: Array,
+        before: Normalization,
+        sums: GradientSums,
+    ) -> None:
+        """Dx = the gradient of the activation, 0 where before's ReLU did not pass x; and `sums` from dx and x."""
+
     # Softmax (kernels/softmax.py) over the last axis, of arrays of equal shapes; y is forward's output.
     def softmax_forward(self, x: Array, y: Array) -> None: ...
     def softmax_backward(self, dy: Array, y: Array, dx: Array) -> None: ...

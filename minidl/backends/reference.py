@@ -376,6 +376,44 @@ class ReferenceBackend(HostMemory, Registered):
         window = kernel, stride, padding, dilation, ceil_mode
         dx[...] = pooling.max_pool2d_backward_reference(dy, index, dx.shape, *window)
 
+    def fuses_pooling(self) -> bool:
+        """True, as chains are."""
+        return True
+
+    def max_pool2d_normalized_forward(
+        self,
+        x: np.ndarray,
+        before: Normalization,
+        y: np.ndarray,
+        index: np.ndarray,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair = (1, 1),
+        ceil_mode: bool = False,
+    ) -> None:
+        window = kernel, stride, padding, dilation, ceil_mode
+        _assign((y, index), pooling.max_pool2d_normalized_forward_reference(x, before, *window))
+
+    def max_pool2d_normalized_backward(
+        self,
+        dy: np.ndarray,
+        index: np.ndarray,
+        dx: np.ndarray,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        ceil_mode: bool,
+        x: np.ndarray,
+        before: Normalization,
+        sums: GradientSums,
+    ) -> None:
+        window = kernel, stride, padding, dilation, ceil_mode
+        given = dy, index, dx.shape, *window, x, before
+        dx[...], found = pooling.max_pool2d_normalized_backward_reference(*given)
+        _assign_wanted(sums, found)
+
     def avg_pool2d_forward(
         self,
         x: np.ndarray,

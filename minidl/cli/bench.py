@@ -85,7 +85,7 @@ def command(
     _require_writable(json_file)
     names = bench.operations_of(operations)
     choice = choose(device or "auto", threads, precision)
-    _warn_of_threads(threads)
+    options.warn_of_threads(choice.backend)
     to_stderr = json_file == "-"
     tasks = []
     if not accuracy:
@@ -132,14 +132,6 @@ def _measured(opened: bench.Bench, tasks: Sequence[bench.Task], shared: Row, rec
             if record:
                 bench.record([row for row in found if not row["problem"]])
             yield from found
-
-
-def _warn_of_threads(threads: int | None) -> None:
-    from minidl.backends.cpu.threads import available_cores
-
-    cores = available_cores()
-    if threads is not None and threads > cores:
-        click.echo(f"warning: --threads {threads}, and this process may use {layout.count(cores, 'core')}", err=True)
 
 
 def _report(rows: Sequence[Row], explain: bool) -> Iterator[str]:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -182,51 +183,56 @@ def numba_compiles() -> Finding:
 
 def numba_cache() -> Finding:
     """Where compiled kernels are kept: NUMBA_CACHE_DIR, else beside their source, else in the user's cache folder."""
-    from minidl.backends.cpu import elementwise
+    from minidl.backends.cpu.cache import kept
 
-    kernels = (value for value in vars(elementwise).values() if hasattr(value, "stats"))
-    folder = next(filter(None, (kernel.stats.cache_path for kernel in kernels)), None)
-    wanted = os.environ.get("NUMBA_CACHE_DIR")
-    if folder is None:
-        remedy = "set NUMBA_CACHE_DIR to a folder that can be written to"
-        return Finding(WARN, "no folder can be written to: each start compiles anew, some seconds", remedy)
-    if wanted and not Path(folder).is_relative_to(wanted):
-        remedy = "set NUMBA_CACHE_DIR to a folder that can be written to, or unset it"
-        return Finding(WARN, f"{folder}, as NUMBA_CACHE_DIR ({wanted}) cannot be written to", remedy)
-    return Finding(PASS, str(folder))
+    found = kept()
+    if found.problem is not None:
+        return Finding(WARN, found.problem, found.remedy)
+    return Finding(PASS, str(found.folder))
 
 
 def cpu_backend() -> Finding:
-    """Two losses of small-cnn, before and after a training step, on the CPU backend and by the float64 reference."""
-    began = time.perf_counter()
+    """Two losses of small-cnn, before and after a training step, on the CPU backend and by the float64 reference.
+
+    What is compiled for that is what `train` needs, as long as it is kept.
+    """
+    from minidl.backends.compilation import COMPILATION
+    from minidl.backends.cpu.cache import kept
+
+    began, before = time.perf_counter(), (COMPILATION.functions, COMPILATION.seconds)
     losses = [_losses_around_a_step(name) for name in ("cpu", "reference")]
     seconds = time.perf_counter() - began
+    functions, compiling = COMPILATION.functions - before[0], COMPILATION.seconds - before[1]
     apart = [abs(cpu - reference) for cpu, reference in zip(*losses, strict=True)]
     found = f"a training step of small-cnn agrees with the reference to {max(apart):.0e}, {seconds:.1f} s"
     if not all(difference <= 1e-5 for difference in apart):  # so that NaN fails too
         found = f"a training step of small-cnn gives losses {losses[0]}, the reference {losses[1]}"
         return Finding(FAIL, found, "delete Numba's cache (above) and try again; then report this as a bug")
-    return Finding(PASS, found)
+    if not functions:
+        return Finding(PASS, f"{found}; nothing had to be compiled")
+    found += f"; compiled {functions} function{'' if functions == 1 else 's'} in {compiling:.1f} s"
+    if COMPILATION.problem is not None:
+        return Finding(WARN, f"{found}, not all kept: {COMPILATION.problem}", "make room there, or set NUMBA_CACHE_DIR")
+    folder = kept().folder
+    return Finding(PASS, f"{found}, " + ("not kept" if folder is None else f"kept in {folder}"))
 
 
 def _losses_around_a_step(device: str) -> tuple[float, float]:
-    import numpy as np
-
-    from minidl import data, models, nn, optim
+    """Of a few digits, trained on in the way of `train`: two epochs of one step, without augmentation."""
+    from minidl import data
     from minidl.backends import get_backend
+    from minidl.training import TrainConfig
+    from minidl.training.assembly import trainer_of
+    from minidl.training.recipe import resolve
 
-    backend, digits = get_backend(device), data.load("digits")
-    x = backend.array((digits.train_images[:8] - digits.mean) / digits.std)
-    targets = backend.array(digits.train_labels[:8], np.int64)
-    nn.manual_seed(0)
-    model = models.build("small-cnn", digits.image_shape, digits.classes).to(backend)
-    nn.fuse(model)
-    criterion = nn.CrossEntropyLoss(device=backend)
-    optimizer = optim.SGD(model.parameters(), lr=0.01)
-    before = float(criterion(model(x), targets))
-    model.backward(criterion.backward())
-    optimizer.step()
-    return before, float(criterion(model(x), targets))
+    digits, few = data.load("digits"), slice(4)  # the reference takes its time
+    images, labels = digits.train_images[few], digits.train_labels[few]
+    digits = replace(digits, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    config = resolve(TrainConfig(epochs=2, batch_size=len(images), warmup=0, augment=False), digits)
+    trainer = trainer_of(config, digits, get_backend(device))
+    rows = [trainer.train_epoch() for _ in range(2)]
+    first, second = (row["train_loss"] for row in rows if row is not None)
+    return first, second
 
 
 # Files

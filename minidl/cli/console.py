@@ -1,5 +1,6 @@
 """What a person sees of a training run: a progress bar on a terminal, plain lines elsewhere, one row an epoch."""
 
+import contextlib
 import sys
 from types import TracebackType
 from typing import Self
@@ -8,6 +9,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from minidl.backends.compilation import COMPILATION
 from minidl.cli import layout
 from minidl.training import Session
 from minidl.training.progress import Row
@@ -48,6 +50,9 @@ class ConsoleReporter:
             )
         self._bar_is_ours = stream is (sys.stderr if to_stderr else sys.stdout)
         self._task: TaskID | None = None
+        self._compilation = contextlib.ExitStack()
+        self._compiling, self._compiled = False, COMPILATION.seconds  # whether that was said; how much was told
+        self._keeps = True  # what is compiled
 
     def __enter__(self) -> Self:
         return self
@@ -55,10 +60,15 @@ class ConsoleReporter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self._take_away()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Take the bar away; lines may still follow."""
+        self._end_compiling()
+        self._take_away()
+
+    def _take_away(self) -> None:
+        self._compilation.close()
         if self._bar is not None:
             self._bar.stop()
 
@@ -90,13 +100,47 @@ class ConsoleReporter:
             f"{config.optimizer}, {config.schedule} schedule, {epochs} of {layout.count(steps, 'step')}"
         )
         self.line(f"run: {session.run.path}")
+        if session.trainer.backend.name == "cpu":
+            self._look_at_cache()
         self.line(HEADER)
         if self._bar is not None:
             self._bar.start()
-            self._task = self._bar.add_task("the first step compiles, once on a machine", total=None)
+            self._task = self._bar.add_task("the first step", total=None)
+        self._compilation.enter_context(COMPILATION.watched(self._begin_compiling))
+
+    def _look_at_cache(self) -> None:
+        """Say what is wrong with where compiled code is kept, if anything is."""
+        from minidl.backends.cpu.cache import kept
+
+        found = kept()
+        self._keeps = found.folder is not None
+        if found.problem is not None:
+            self.line(f"compiled code: {found.problem}; {found.remedy}")
+
+    def _begin_compiling(self) -> None:
+        """Say so; the thread that calls this may be another one."""
+        first, self._compiling = not self._compiling, True
+        text = "compiling for this processor" + (", once" if self._keeps else "")
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=text)
+        elif first:
+            self.line(text)
+
+    def _end_compiling(self) -> None:
+        """Say how long it took, if it did, and what comes of it."""
+        seconds, self._compiled = COMPILATION.seconds - self._compiled, COMPILATION.seconds
+        if self._compiling:
+            problem, text = COMPILATION.problem, f"compiled for this processor in {seconds:.1f} s"
+            if problem is not None:
+                text += f"; not all of it is kept for the next run: {problem}"
+            elif self._keeps:
+                text += "; kept for the next run"
+            self.line(text)
+        self._compiling = False
 
     def step(self, session: Session) -> None:
         """Move the bar."""
+        self._end_compiling()
         if self._bar is not None and self._task is not None:
             progress, batches = session.trainer.progress, len(session.trainer.loader)
             loss = session.trainer.train_result().loss
@@ -106,4 +150,5 @@ class ConsoleReporter:
     def epoch(self, session: Session, row: Row) -> None:
         """Print the epoch's row."""
         del session
+        self._end_compiling()
         self.line(format_row(row))

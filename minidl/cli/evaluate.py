@@ -66,6 +66,7 @@ def command(
     RUN is a run folder or a checkpoint file; without it, the newest run in --out.
     """
     choice = choose(device or "auto", threads, precision)
+    options.warn_of_threads(choice.backend)
     path = run or str(latest(out).path)
     model, metadata, file = load_model(path, choice.backend, which)
     require_norm_for(choice.backend, metadata["model"]["norm"])

@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from minidl.backends import DEVICES, NAMES_OF_PRECISIONS
+from minidl.backends import DEVICES, NAMES_OF_PRECISIONS, Backend
+from minidl.cli import layout
 
 data_dir = click.option("--data-dir", metavar="DIR", help="Where data sets lie.  [default: $MINIDL_DATA]")
 device = click.option(
@@ -25,6 +26,18 @@ def _validated(_ctx: click.Context, parameter: click.Parameter, value: Any) -> A
 threads = click.option(
     "--threads", type=int, callback=_validated, metavar="N", help="CPU threads.  [default: all cores]"
 )
+
+
+def warn_of_threads(backend: Backend) -> None:
+    """Say on stderr if the CPU has more threads than this process may use cores: they take turns."""
+    from minidl.backends.cpu.threads import available_cores
+
+    cores, workers = available_cores(), getattr(backend, "workers", None)
+    if workers is not None and workers.threads > cores:
+        may_use = f"this process may use {layout.count(cores, 'core')}"
+        click.echo(f"warning: --threads {workers.threads}, and {may_use}; more threads than cores are slower", err=True)
+
+
 precision = click.option(
     "--precision",
     type=click.Choice(NAMES_OF_PRECISIONS),

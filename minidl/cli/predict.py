@@ -63,6 +63,7 @@ def command(
     """
     path = run or str(latest(out).path)
     choice = choose(device or "auto", threads, precision)
+    options.warn_of_threads(choice.backend)
     model, metadata, file = load_model(path, choice.backend, which)
     require_norm_for(choice.backend, metadata["model"]["norm"])
     trained = _Trained(str(file), metadata)

@@ -107,6 +107,8 @@ def command(
             session = begin(TrainConfig(**given), out, reporter)
         else:
             session = resume(latest(out).path if resume_from == LATEST else resume_from, given, reporter)
+        if not quiet:
+            options.warn_of_threads(session.trainer.backend)
         summary = session.train(reporter)
         reporter.close()
         reporter.line(_closing(session, summary))

@@ -53,6 +53,7 @@ def command(
     cannot take is counted as such. "default" is the choice left to the operation, on what its last technique refuses.
     """
     choice = choose(device or "auto", threads)
+    options.warn_of_threads(choice.backend)
     to_stderr = file == "-"
     click.echo(f"device: {choice.backend.describe()} ({choice.why})", err=to_stderr)
     if steps is not None:

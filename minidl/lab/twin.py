@@ -67,6 +67,17 @@ class Twin:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.device, name)
 
+    # What is checked here are a chain's operations one by one, on every device (`verify` checks those that are fused).
+
+    def fuses_normalization(self, c_in: int, c_out: int) -> bool:
+        """See `Backend`."""
+        del c_in, c_out
+        return False
+
+    def fuses_pooling(self) -> bool:
+        """See `Backend`."""
+        return False
+
     # What writes without being an operation.
 
     def array(self, host: np.ndarray, dtype: Any = None) -> Array:

@@ -60,8 +60,8 @@ class Cost(NamedTuple):
 def cost(model: Module, image_shape: tuple[int, int, int]) -> Cost:
     """What `model` costs for each image of (height, width, channels).
 
-    Memory is that of the model as it is: a fused one (`nn.fuse`) keeps less where nobody else reads what ReLU made.
-    Chains of convolutions, of which some devices keep less still, count as they run on the others.
+    Memory is that of the model as it is: a fused one (`nn.fuse`) keeps less where nobody else reads what ReLU made, and
+    less still on a device that has fused operations for chains of convolutions.
     Outputs and FLOPs are those of its single layers, fused or not. The model is not changed.
 
     Raises:

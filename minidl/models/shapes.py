@@ -16,6 +16,9 @@ class ShapeBackend:
 
     For forward passes alone. Its arrays are NumPy's, every element at the same address.
 
+    Args:
+        like: The device whose operations are fused as here; none are if not given.
+
     Attributes:
         flops: Of the operations so far. A multiply-add is two; only those of convolutions and linear layers are
             counted, with those on padding but without biases, as `torch.utils.flop_counter` counts.
@@ -24,8 +27,8 @@ class ShapeBackend:
     name = "shapes"
     dtype: np.dtype[Any] = np.dtype(np.float32)
 
-    def __init__(self) -> None:
-        self.flops = 0
+    def __init__(self, like: Backend | None = None) -> None:
+        self.like, self.flops = like, 0
 
     def empty(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
         """See `Backend`."""
@@ -48,6 +51,14 @@ class ShapeBackend:
         del x, bias
         self.flops += 2 * y.size * w[..., 0].size
 
+    def fuses_normalization(self, c_in: int, c_out: int) -> bool:
+        """See `Backend`."""
+        return self.like is not None and self.like.fuses_normalization(c_in, c_out)
+
+    def fuses_pooling(self) -> bool:
+        """See `Backend`."""
+        return self.like is not None and self.like.fuses_pooling()
+
     def linear_forward(self, x: Array, w: Array, bias: Array | None, y: Array) -> None:
         """See `Backend`."""
         del x, bias
@@ -65,11 +76,11 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 @contextlib.contextmanager
 def on_shapes(model: Module) -> Iterator[ShapeBackend]:
-    """Inside, `model` is in training mode and on a `ShapeBackend`; outside, nothing about it has changed.
+    """Inside, `model` is in training mode and on a `ShapeBackend` like its device; outside, nothing has changed.
 
     Parameters stay where they are: of them only the shapes are read.
     """
-    backend = ShapeBackend()
+    backend = ShapeBackend(model.backend)
     modules = [module for _, module in model.named_modules()]
     counts = [value for module in modules for value in vars(module).values() if isinstance(value, Count)]
     before = [dict(vars(changed)) for changed in (*modules, *counts)]

@@ -11,7 +11,9 @@ from minidl.nn.ghost import GhostBatchNorm1d, GhostBatchNorm2d
 from minidl.nn.linear import Conv2d
 from minidl.nn.module import Module
 from minidl.nn.normalized_convolution import NormalizedConvolution
+from minidl.nn.normalized_pooling import NormalizedPooling
 from minidl.nn.pending import PendingActivation
+from minidl.nn.pooling import MaxPool2d
 
 SUM = "sum"  # as a residual block's is called
 FUSIBLE = BatchNorm1d, BatchNorm2d, GhostBatchNorm1d, GhostBatchNorm2d
@@ -77,9 +79,23 @@ def _steps(layers: _Layers, joined: bool) -> _Layers:
     steps: _Layers = []
     at, end = 0, len(layers) - joined
     while at < end:
-        steps.append(_normalized_convolution(layers, at, joined) or _batchnorm_relu(layers, at) or layers[at])
+        pool = _fused_pooling(layers, at) if steps and _hands_on(steps[-1]) else None
+        step: Module | None = None if pool is None else NormalizedPooling(pool)
+        step = step or _normalized_convolution(layers, at, joined) or _batchnorm_relu(layers, at)
+        steps.append(step or layers[at])
         at += _width(steps[-1])
     return steps
+
+
+def _hands_on(step: Module) -> bool:
+    return isinstance(step, NormalizedConvolution) and step.hands_on
+
+
+def _fused_pooling(layers: _Layers, at: int) -> MaxPool2d | None:
+    """That layer, if it can be the end of a chain."""
+    layer = layers[at] if at < len(layers) else None
+    # Exactly this, as for a convolution.
+    return layer if type(layer) is MaxPool2d and layer.backend.fuses_pooling() else None
 
 
 def _batchnorm_relu(layers: _Layers, at: int) -> BatchNormReLU | None:
@@ -95,7 +111,8 @@ def _normalized_convolution(layers: _Layers, at: int, joined: bool) -> Normalize
     convolution, batchnorm, relu = unit
     end = at + 2 + relu
     following = _unit(layers, end)
-    read_on = following is not None and _fuses(following[0])  # by the step after this one
+    into_convolution = following is not None and _fuses(following[0])
+    read_on = into_convolution or _fused_pooling(layers, end) is not None  # by the step after this one
     if not (_fuses(convolution) or read_on):
         return None
     last = joined and end == len(layers)
@@ -137,8 +154,8 @@ def fuse(model: Module) -> list[str]:
 
     In every Sequential and Residual of `model`: BatchNorm followed by ReLU, and the end of a residual block, become one
     step each; and where the device has fused operations for them (`Backend.fuses_normalization`), so do chains of
-    convolutions without a bias, their BatchNorm2d and ReLU, in which no normalized activation is stored. That is looked
-    at again when the model is moved to another device.
+    convolutions without a bias, their BatchNorm2d and ReLU, in which no normalized activation is stored, and MaxPool2d
+    at the end of one (`Backend.fuses_pooling`). That is looked at again when the model is moved to another device.
 
     Names, parameters and state stay what they were. Outputs and gradients do too, to the bit where no chain is fused;
     in one statistics and sums are added up in another order, and what it computes is the same within rounding.
@@ -173,7 +190,7 @@ def _fused_names(module: Sequential) -> list[list[str]]:
             groups[-1] += own
         elif isinstance(step, (BatchNormReLU, NormalizedConvolution)):
             groups.append(own)
-        open_ended = isinstance(step, NormalizedConvolution) and step.hands_on
+        open_ended = _hands_on(step)
     if isinstance(module, Residual) and isinstance(module.joint, BatchNormAddReLU):
         if not open_ended:
             groups.append(names[at:])

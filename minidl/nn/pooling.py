@@ -3,9 +3,10 @@
 import numpy as np
 
 from kernels.window import pooled_size
-from minidl.backends import Array, Backend, Pair
+from minidl.backends import Array, Backend, Pair, PendingGradient
 from minidl.nn.arguments import whole_pair
 from minidl.nn.module import Module
+from minidl.nn.pending import PendingActivation
 
 
 class _Pool2d(Module):
@@ -73,6 +74,12 @@ class MaxPool2d(_Pool2d):
         device: str | Backend | None = None,
     ) -> None:
         super().__init__(kernel_size, stride, padding, dilation, ceil_mode, device)
+        self._passes = 0
+
+    @property
+    def passes(self) -> int:
+        """How often forward has run; see `Conv2d.passes`."""
+        return self._passes
 
     def forward(self, x: Array) -> Array:
         """(n, h, w, c) -> (n, ho, wo, c). Raises ShapeError or TypeError for another input."""
@@ -80,16 +87,43 @@ class MaxPool2d(_Pool2d):
         y = self.backend.empty(self.output_shape(x.shape), x.dtype)
         index = self.backend.empty(y.shape, np.int32)
         self.backend.max_pool2d_forward(x, y, index, *self._window())
-        self.keep(index, x.shape)
+        self.keep(index, x.shape, None)
+        self._passes += 1
         return y
 
     def backward(self, dy: Array) -> Array:
         """See `Module.backward`."""
-        index, shape = self.kept()
+        index, shape, pending = self.kept()
+        if pending is not None:
+            raise RuntimeError(
+                "MaxPool2d.backward: forward ran as the end of a fused chain; go back through the model that it ran "
+                "in, or run both without fusion (minidl.nn.fusion.unfused)"
+            )
         dy = self.accept_gradient(dy, index.shape)
         dx = self.backend.empty(shape, dy.dtype)
         self.backend.max_pool2d_backward(dy, index, dx, *self._window())
         return dx
+
+    def forward_in_chain(self, x: PendingActivation) -> Array:
+        """Forward of what is yet to be normalized. Raises as `forward` does."""
+        raw = self.accept(x.x, "n h w c")
+        y = self.backend.empty(self.output_shape(raw.shape), raw.dtype)
+        index = self.backend.empty(y.shape, np.int32)
+        self.backend.max_pool2d_normalized_forward(raw, x.normalization, y, index, *self._window())
+        self.keep(index, raw.shape, x)
+        self._passes += 1
+        return y
+
+    def backward_in_chain(self, dy: Array) -> Array | PendingGradient:
+        """Back through `forward_in_chain` or `forward`: the gradient of x, pending where x was."""
+        index, shape, pending = self.kept()
+        if pending is None:
+            return self.backward(dy)
+        dy = self.accept_gradient(dy, index.shape)
+        dx, sums = self.backend.empty(shape, dy.dtype), pending.batchnorm.empty_sums()
+        given = pending.x, pending.normalization, sums
+        self.backend.max_pool2d_normalized_backward(dy, index, dx, *self._window(), *given)
+        return PendingGradient(dx, pending.x, pending.normalization._replace(relu=False), sums)  # ReLU's part is done
 
     def _window(self) -> tuple[Pair, Pair, Pair, Pair, bool]:
         return self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode

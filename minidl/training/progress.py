@@ -21,7 +21,7 @@ class Progress:
     correct: int = 0
     seen: int = 0
     epoch_seconds: float = 0.0
-    train_seconds: float = 0.0  # of all steps; evaluation is not in it
+    train_seconds: float = 0.0  # of all steps; neither evaluation nor compiling is in it
     seconds: float = 0.0  # of everything, sessions before a resumption included
     images: int = 0
     best_accuracy: float = -1.0

@@ -5,9 +5,12 @@ import sys
 from pathlib import Path
 
 import numba
+import numpy as np
 import pytest
 
+from minidl.backends.compilation import COMPILATION
 from minidl.backends.cpu import cache
+from minidl.backends.cpu import compile as compiling
 
 HELPER = """
 from minidl.backends.cpu.compile import inlined
@@ -106,22 +109,107 @@ def test_machine_code_of_another_signature_is_not_taken(workshop) -> None:
     assert (mixed(2), mixed(0.5), hits(mixed)) == (30, 15.0, 0)
 
 
+def test_what_is_compiled_is_counted_and_what_is_kept_is_not(workshop) -> None:
+    functions, seconds = COMPILATION.functions, COMPILATION.seconds
+    assert workshop.kernel()(2) == 30
+    assert COMPILATION.functions == functions + 1
+    assert COMPILATION.seconds > seconds
+    seconds = COMPILATION.seconds
+    assert workshop.kernel()(2) == 30
+    assert (COMPILATION.functions, COMPILATION.seconds) == (functions + 1, seconds)
+
+    @numba.njit
+    def of_somebody_else(x):
+        return x + 1
+
+    assert of_somebody_else(1) == 2
+    assert COMPILATION.functions == functions + 1
+
+
 def test_a_full_disk_costs_nothing_but_the_cache(workshop, monkeypatch) -> None:
     def full(*_) -> None:
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(COMPILATION, "problem", None)
     monkeypatch.setattr(cache._Files, "_write", full)
     assert workshop.kernel()(2) == 30
     assert workshop.files(".nbc") == []
+    assert str(COMPILATION.problem).startswith(str(workshop.folder / "cache"))
+    assert str(COMPILATION.problem).endswith(": No space left on device")
+
+
+def test_without_any_folder_it_works_without_a_cache(workshop, monkeypatch) -> None:
+    def nowhere(*_) -> None:
+        raise RuntimeError("no locator available")
+
+    assert cache.kept() == cache.Kept(cache.Cache(cache.kept).cache_path)
+    monkeypatch.setattr(cache.FunctionCache, "__init__", nowhere)
+    functions = COMPILATION.functions
+    assert (workshop.kernel()(2), workshop.kernel()(2)) == (30, 30)
+    assert COMPILATION.functions == functions + 2
+    assert workshop.files(".nbi") == []
+    found = cache.kept()
+    assert found.folder is None
+    assert "each start compiles anew" in str(found.problem)
+
+
+def test_a_cache_folder_that_is_none_is_passed_over(workshop, monkeypatch) -> None:
+    (workshop.folder / "file").write_text("no folder")
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(workshop.folder / "file"))
+    assert workshop.kernel()(2) == 30
+    assert len(workshop.files(".nbc")) == 1  # beside the source
+    found = cache.kept()
+    assert found.folder is not None
+    assert found.problem == f"{found.folder}, as NUMBA_CACHE_DIR ({workshop.folder / 'file'}) cannot be written to"
+
+
+CALLED = """
+from minidl.backends.cpu.compile import called, compiled
+
+@called
+def half(x):
+    return x / 2
+
+@compiled
+def kernel(x):
+    return half(x) + 1
+"""
+
+
+def test_what_kernels_alone_call_is_kept_and_is_not_for_python(workshop) -> None:
+    (workshop.folder / "kernel.py").write_text(CALLED)
+    functions = COMPILATION.functions
+    assert (workshop.kernel()(3), COMPILATION.functions) == (2.5, functions + 2)
+    again = workshop.kernel()
+    assert (again(3), hits(again), COMPILATION.functions) == (2.5, 1, functions + 2)
+    assert len(workshop.files(".nbc")) == 2
+    half = again.py_func.__globals__["half"]
+    with pytest.raises(TypeError, match="half is compiled for kernels alone"):
+        half(3)
+    again(np.float32(3))  # another signature, and the part of it that was kept is not this one's
+    assert COMPILATION.functions == functions + 4
+
+
+def test_a_kernel_may_make_arrays(workshop) -> None:
+    @compiling.compiled
+    def kernel(size):
+        values = np.empty(size)
+        for i in range(size):
+            values[i] = i
+        return values[1:].sum()
+
+    assert kernel(4) == 6
 
 
 def test_what_cannot_be_told_to_have_changed_is_not_kept(workshop, monkeypatch) -> None:
     def unknown(*_) -> str:
         raise cache.UncacheableError
 
+    monkeypatch.setattr(COMPILATION, "problem", None)
     monkeypatch.setattr(cache, "fingerprint", unknown)
     assert workshop.kernel()(2) == 30
     assert workshop.files(".nbc") == []
+    assert COMPILATION.problem == "kernel: it cannot be told when it changes"
 
 
 DAMAGE = """

@@ -1,7 +1,8 @@
 import pytest
 from click.testing import CliRunner
 
-from minidl.cli import main
+from minidl.backends.compilation import Compilation
+from minidl.cli import console, main
 from minidl.data import catalogue
 
 
@@ -10,6 +11,14 @@ def no_data_sets_but_the_tests_own(monkeypatch):
     """Whatever this machine has."""
     monkeypatch.delenv("MINIDL_DATA", raising=False)
     monkeypatch.setattr(catalogue, "SYSTEM_FOLDERS", {})
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_said_of_compiling(monkeypatch) -> Compilation:
+    """Whatever this machine's cache has. What runs say of this one is tested with it."""
+    compilation = Compilation()
+    monkeypatch.setattr(console, "COMPILATION", compilation)
+    return compilation
 
 
 @pytest.fixture(scope="session")

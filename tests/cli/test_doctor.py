@@ -11,11 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from numba.core.caching import NullCache
 
 import kernels
 from minidl.backends import get_backend, gpu
-from minidl.backends.cpu import elementwise
+from minidl.backends.cpu import cache
 from minidl.cli import checks, gpu_checks
 from minidl.cli.checks import FAIL, INFO, PASS, WARN, Check, Finding
 
@@ -193,10 +192,10 @@ def test_numba_cache_is_where_numba_says(tmp_path) -> None:
 
 
 def test_no_cache(monkeypatch) -> None:
-    compiled = [value for value in vars(elementwise).values() if hasattr(value, "stats")]
-    assert compiled
-    for kernel in compiled:
-        monkeypatch.setattr(kernel, "_cache", NullCache())
+    def nowhere(*_) -> None:
+        raise RuntimeError("no locator available")
+
+    monkeypatch.setattr(cache.FunctionCache, "__init__", nowhere)
     finding = checks.numba_cache()
     assert finding.status == WARN
     assert "each start compiles anew" in finding.found

@@ -122,6 +122,12 @@ def calls(real: Callable[..., np.ndarray]) -> dict[str, Callable[[], Any]]:
         "max_pool2d_backward": lambda: pooling.max_pool2d_backward_reference(
             real(2, 2, 2, 3), places, image.shape, *pool
         ),
+        "max_pool2d_normalized_forward": lambda: pooling.max_pool2d_normalized_forward_reference(
+            image, normalization, *pool
+        )[0],
+        "max_pool2d_normalized_backward": lambda: pooling.max_pool2d_normalized_backward_reference(
+            real(2, 2, 2, 3), places, image.shape, *pool, one, False, image, normalization
+        ),
         "avg_pool2d_forward": lambda: pooling.avg_pool2d_forward_reference(image, *pool, False),
         "avg_pool2d_backward": lambda: pooling.avg_pool2d_backward_reference(
             real(2, 2, 2, 3), image.shape, *pool, False

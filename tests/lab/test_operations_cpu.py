@@ -66,7 +66,8 @@ def test_the_reference_has_no_errors(operation: str) -> None:
 
 
 def test_every_operation_of_the_protocol_is_checked() -> None:
-    memory = {"empty", "zeros", "array", "numpy", "copy", "accept", "describe", "capture", "fuses_normalization"}
+    memory = {"empty", "zeros", "array", "numpy", "copy", "accept", "describe", "capture"}
+    memory |= {"fuses_normalization", "fuses_pooling"}
     methods = {name for name, value in vars(Backend).items() if callable(value) and not name.startswith("_")}
     assert methods - memory == set(operations()) - {"batchnorm_layer"}
 

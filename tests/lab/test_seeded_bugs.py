@@ -12,6 +12,7 @@ from minidl.backends.cpu import CpuBackend
 from minidl.lab.operations import Row, cases, check_operation
 
 Array = np.ndarray
+PAIRS = (2, 2), (2, 2), (0, 0), (1, 1), False
 
 
 def failures(backend: CpuBackend, operation: str, *prefixes: str) -> list[Row]:
@@ -185,6 +186,46 @@ class LastOfTheTies(CpuBackend):
         y[...] = y[:, ::-1, ::-1].copy()
 
 
+class LastOfTheZeros(CpuBackend):
+    """Of a window that ReLU stops whole."""
+
+    def max_pool2d_normalized_forward(self, x: Array, before: Any, y: Array, index: Array, *window: Any) -> None:
+        super().max_pool2d_normalized_forward(x, before, y, index, *window)
+        last = (2 * np.arange(y.shape[1])[:, None] + 1) * x.shape[2] + 2 * np.arange(y.shape[2]) + 1
+        index[...] = np.where((y == 0) & (window == PAIRS), last[..., None], index)
+
+
+class SecondLargest(CpuBackend):
+    """Of one window; what it gives is right."""
+
+    def max_pool2d_normalized_forward(self, x: Array, before: Any, y: Array, index: Array, *window: Any) -> None:
+        super().max_pool2d_normalized_forward(x, before, y, index, *window)
+        if index.size and y.flat[-1] > 0 and x.shape[1] > 1:
+            index.flat[-1] -= 1 if window == PAIRS else 0
+
+
+class PooledBeforeReLU(CpuBackend):
+    """As if a NaN lost against 0."""
+
+    def max_pool2d_normalized_forward(self, x: Array, before: Any, y: Array, index: Array, *window: Any) -> None:
+        super().max_pool2d_normalized_forward(x, before._replace(relu=False), y, index, *window)
+        y[...] = np.fmax(y, 0) if before.relu else y
+
+
+class GradientThroughReLU(CpuBackend):
+    def max_pool2d_normalized_backward(self, *arguments: Any) -> None:
+        *given, before, sums = arguments
+        super().max_pool2d_normalized_backward(*given, before._replace(relu=False), sums)
+
+
+class SumsOfOneImageLost(CpuBackend):
+    def max_pool2d_normalized_backward(self, dy: Array, index: Array, dx: Array, *rest: Any) -> None:
+        x, before, sums = rest[-3:]
+        super().max_pool2d_normalized_backward(dy, index, dx, *rest)
+        if len(dx) > 1:
+            self.batchnorm_gradient_sums(x[1:], dx[1:], before._replace(relu=False), sums)
+
+
 class PaddingCounted(CpuBackend):
     def avg_pool2d_backward(self, *arguments: Any) -> None:
         super().avg_pool2d_backward(*arguments[:-2], True, arguments[-1])
@@ -245,6 +286,11 @@ BUGS: list[tuple[type[CpuBackend], str]] = [
     (WriteBeyondTheEnd, "add"),
     (ReadBeyondTheEnd, "bias_backward"),
     (LastOfTheTies, "max_pool2d_forward"),
+    (LastOfTheZeros, "max_pool2d_normalized_forward"),
+    (SecondLargest, "max_pool2d_normalized_forward"),
+    (PooledBeforeReLU, "max_pool2d_normalized_forward"),
+    (GradientThroughReLU, "max_pool2d_normalized_backward"),
+    (SumsOfOneImageLost, "max_pool2d_normalized_backward"),
     (PaddingCounted, "avg_pool2d_backward"),
     (MaskOfTheNextCall, "dropout"),
     (MeanOverIgnoredRows, "cross_entropy"),

@@ -15,7 +15,7 @@ CASE = "ordinary/16x16/bfloat16"
 OPERATIONS = (
     "relu_forward", "relu_backward", "add", "concat", "split", "channels_first", "channels_last", "dropout",
     "scale_forward", "scale_backward", "all_finite", "conv2d_normalized_forward", "conv2d_normalized_backward_weight",
-    "conv2d_normalized_backward_input",
+    "conv2d_normalized_backward_input", "max_pool2d_normalized_forward", "max_pool2d_normalized_backward",
 )  # fmt: skip
 
 

@@ -162,11 +162,9 @@ def one_accumulator(partial: Array) -> Array:
     return np.add.accumulate(partial, axis=0, dtype=np.float32)[-1]
 
 
-def finish_statistics(x: Array, eps: float, shifts: Array, sums: Array, squares: Array, *out: Array) -> None:
-    rows = len(x)
-    counts = np.minimum(batchnorm_loops.CHUNK, rows - batchnorm_loops.CHUNK * np.arange(len(sums), dtype=np.float32))[
-        :, None
-    ]
+def finish_statistics(x: Array, starts: Array, eps: float, found: Array, *out: Array) -> None:
+    rows, (sums, squares, shifts) = len(x), found
+    counts = np.diff(starts).astype(np.float32)[:, None]
     mean = one_accumulator(counts * shifts + sums) / np.float32(rows)
     distance = shifts - mean
     moment = one_accumulator(squares + distance * (2 * sums + counts * distance))
@@ -174,8 +172,9 @@ def finish_statistics(x: Array, eps: float, shifts: Array, sums: Array, squares:
 
 
 def finish_gradients(
-    rows: int, inv_std: Array, sums: Array, products: Array, dgamma: Array, dbeta: Array, mean_g: Array, slope: Array
+    rows: int, inv_std: Array, found: Array, dgamma: Array, dbeta: Array, mean_g: Array, slope: Array
 ) -> None:
+    sums, products = found[:2]
     dbeta[:] = one_accumulator(sums)
     dgamma[:] = one_accumulator(products) * inv_std
     mean_g[:] = dbeta / np.float32(rows)

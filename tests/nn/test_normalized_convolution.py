@@ -25,6 +25,16 @@ class InFours(ReferenceBackend):
         return c_in % 4 == 0 and c_out % 4 == 0
 
 
+class Apart(ReferenceBackend):
+    """The definition, on a device without any such operations."""
+
+    def fuses_normalization(self, c_in: int, c_out: int) -> bool:
+        return False
+
+    def fuses_pooling(self) -> bool:
+        return False
+
+
 def unit(c_in: int, c_out: int, relu: bool = True, kernel: int = 3, stride: int = 1, **norm: Any) -> list[nn.Module]:
     layers = [
         nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False, device="reference"),
@@ -124,27 +134,30 @@ def test_training_goes_the_same_way(name: str, device: str, rng) -> None:
 
 def test_what_is_fused_is_said_as_it_runs_on_the_device() -> None:
     model = made("strided blocks")
-    together = ["0 + 1 + 2", "4.0 + 4.1 + 4.2 + 4.3 + 4.4 + sum + 4.activation", "4.downsample.0 + 4.downsample.1"]
+    together = ["0 + 1 + 2 + 3", "4.0 + 4.1 + 4.2 + 4.3 + 4.4 + sum + 4.activation", "4.downsample.0 + 4.downsample.1"]
     together.append("5.0 + 5.1 + 5.2 + 5.3 + 5.4 + sum + 5.activation")
     assert sorted(nn.fuse(model)) == sorted(together)
     model.to("cpu")
+    assert sorted(nn.fuse(model)) == sorted(together)
+    model.to(Apart())
     apart = ["1 + 2", "4.1 + 4.2", "4.4 + sum + 4.activation", "5.1 + 5.2", "5.4 + sum + 5.activation"]
     assert sorted(nn.fuse(model)) == sorted(apart)
     assert not chained(model)
     small = build("small-cnn", IMAGE, 3).to(InFours())
-    chain = "bn1 + relu1 + conv2 + bn2 + relu2", "conv3 + bn3 + relu3 + conv4 + bn4 + relu4"
+    chain = "bn1 + relu1 + conv2 + bn2 + relu2 + pool2", "conv3 + bn3 + relu3 + conv4 + bn4 + relu4 + pool4"
     assert nn.fuse(small)[:2] == list(chain)  # conv1 reads one channel: it runs as it does alone
 
 
 def test_moving_to_another_device_is_enough(rng) -> None:
     """Which steps there are depends on it, and is looked at again."""
-    model = made("strided blocks", "cpu")
+    model = made("strided blocks", Apart())
     assert not chained(model)
-    model.to("reference")
     x, dy = rng.standard_normal((4, *IMAGE)), rng.standard_normal((4, 3))
-    model.forward(x)
-    model.backward(dy)
-    assert len(chained(model)) == 6
+    for device in ("reference", "cpu"):
+        model.to(device)
+        model.forward(model.backend.array(x))
+        model.backward(model.backend.array(dy))
+        assert len(chained(model)) == 6
     with unfused(model):
         assert not chained(model)
     assert len(chained(model)) == 6
@@ -158,7 +171,7 @@ class Watching(InFours):
 
     def __getattribute__(self, name: str) -> Any:
         value = super().__getattribute__(name)
-        if name.startswith(("conv2d_", "batchnorm_")):
+        if name.startswith(("conv2d_", "batchnorm_", "max_pool2d_")):
             self.calls.append(name)
         return value
 
@@ -174,16 +187,14 @@ def test_nothing_normalized_is_stored_within_a_chain(rng) -> None:
     model = made("small-cnn", Watching())
     model.conv1.input_gradient = False
     ran = calls(model, rng.standard_normal((4, *IMAGE)), rng.standard_normal((4, 3)))
-    forward = ran[: ran.index("batchnorm_gradient_sums")]
+    pools = "max_pool2d_normalized_forward", "max_pool2d_normalized_backward"
+    forward = ran[: ran.index(pools[1])]
     fused = ["conv2d_normalized_forward", "batchnorm_update_running"]
     first = ["conv2d_forward", "batchnorm_statistics", "batchnorm_update_running"]
-    assert forward == [*first, *fused, "batchnorm_apply", *fused, *fused, "batchnorm_apply"]
+    assert forward == [*first, *fused, pools[0], *fused, *fused, pools[0]]
     through = ["conv2d_normalized_backward_weight", "conv2d_normalized_backward_input"]
     last = ["batchnorm_pending_gradient", "conv2d_backward_weight"]
-    assert ran[len(forward) :] == [
-        *("batchnorm_gradient_sums", *through, *through),
-        *("batchnorm_gradient_sums", *through, *last),
-    ]
+    assert ran[len(forward) :] == [pools[1], *through, *through, pools[1], *through, *last]
 
 
 def test_the_end_of_a_block_takes_statistics_and_gives_sums(rng) -> None:

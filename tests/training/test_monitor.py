@@ -120,6 +120,9 @@ class Apart(ReferenceBackend):
     def fuses_normalization(self, c_in: int, c_out: int) -> bool:
         return False
 
+    def fuses_pooling(self) -> bool:
+        return False
+
 
 def in_chains() -> nn.Sequential:
     nn.manual_seed(4)
@@ -163,6 +166,24 @@ def test_a_chain_of_convolutions_is_seen_layer_by_layer(x, frozen: bool) -> None
                 right = value if value is None else pytest.approx(value, rel=1e-9, abs=1e-12)
                 assert chained[part][name][key] == right, (part, name, key)
     assert set(apart["statistics"]) == {"bn1+relu1", "bn2", "block.bn+sum+activation"}
+
+
+def test_a_pool_that_ends_a_chain_is_seen_as_itself(x) -> None:
+    """And so is the activation that it reads, which nobody stores."""
+    records = []
+    for backend in (get_backend("reference"), Apart()):
+        nn.manual_seed(4)
+        layers = nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.GlobalAvgPool2d()
+        model = nn.Sequential(*layers, nn.Linear(4, 3)).to(backend)
+        nn.fuse(model)
+        names = [name for name, *_ in watched(model)]
+        assert sorted(names) == ["0", "1+2", "3", "4", "5"]
+        records.append(measured(model, x.astype(np.float64))[0])
+    chained, apart = records
+    for name, values in apart["activations"].items():
+        for key, value in values.items():
+            right = value if value is None else pytest.approx(value, rel=1e-9, abs=1e-12)
+            assert chained["activations"][name][key] == right, (name, key)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -248,7 +248,7 @@ def test_every_option_has_an_effect(train, change) -> None:
 
 def test_a_run_trains_fused_and_without_the_images_gradient(train) -> None:
     model = train(max_steps=1).trainer.model
-    assert [type(step).__name__ for step in model.steps].count("BatchNormReLU") == 4
+    assert [type(step).__name__ for step in model.steps].count("NormalizedConvolution") == 4
     assert not model[0].input_gradient
 
 

@@ -12,7 +12,7 @@ from minidl.backends.cpu.loss import LossOps
 from minidl.backends.cpu.loss_scale import LossScaleOps
 from minidl.backends.cpu.noise import NoiseOps
 from minidl.backends.cpu.optimizer import OptimizerOps
-from minidl.backends.cpu.pooling import PoolingOps
+from minidl.backends.cpu.pooling_normalized import NormalizedPoolingOps
 from minidl.backends.cpu.scale import ScaleOps
 from minidl.backends.cpu.steps import StepOps
 
@@ -26,8 +26,8 @@ class CpuBackend(
     LossScaleOps,
     NoiseOps,
     NormalizedConvolutionOps,
+    NormalizedPoolingOps,
     OptimizerOps,
-    PoolingOps,
     ScaleOps,
     StepOps,
 ):

@@ -1,6 +1,6 @@
 """Batch normalization on the CPU; its loops are in batchnorm_loops.py."""
 
-from typing import Any
+import functools
 
 import numpy as np
 
@@ -8,31 +8,51 @@ from kernels.batch_statistics import BatchStatistics, GradientSums, Normalizatio
 from kernels.batchnorm import cumulative_weight_reference
 from minidl.backends.cpu import batchnorm_loops as loops
 from minidl.backends.cpu.device import CpuDevice
+from minidl.backends.cpu.passes import (
+    GRADIENT,
+    GRADIENT_RELU,
+    MASK_AND_SCALE,
+    MASK_BY_OUTPUT_AND_SUM,
+    NORMALIZE,
+    NORMALIZE_ADD_RELU,
+    NORMALIZE_RELU,
+    SCALED,
+    SUM_GRADIENTS,
+    SUM_GRADIENTS_RELU,
+    SUM_SHIFTED,
+    pass_table,
+    repeats,
+    run_pass,
+)
 from minidl.backends.cpu.threads import QUIET
 
+NOTHING = np.empty(0, np.float32)
 GRAIN_ELEMENTS = 1 << 15  # a piece of work for a thread; below it a second thread costs more than it saves
+
+
+@functools.lru_cache(256)
+def chunk_starts(rows: int) -> np.ndarray:
+    """Where chunks of CHUNK rows begin, and `rows`."""
+    return np.append(np.arange(0, rows, loops.CHUNK), rows)
 
 
 def _grain(channels: int) -> int:
     return max(1, GRAIN_ELEMENTS // max(1, channels))
 
 
-def _matrix(x: np.ndarray) -> np.ndarray:
-    """Its rows and channels."""
-    return x.reshape(-1, x.shape[-1])
-
-
-def _scale_and_beta(statistics: BatchStatistics, gamma: Any, beta: Any) -> tuple[np.ndarray, np.ndarray]:
-    if gamma is None:
-        return statistics.inv_std, np.zeros_like(statistics.inv_std)
+def parameters_of(normalization: Normalization, sums: GradientSums | None = None) -> np.ndarray:
+    """What belongs to channels, as the loops read it."""
+    statistics, gamma, beta, _ = normalization
     with np.errstate(**QUIET):
-        return statistics.inv_std * gamma, beta
-
-
-def _forward(x: np.ndarray, dy: np.ndarray, normalization: Normalization) -> tuple[Any, ...]:
-    """What the loops of backward read of forward, and dy."""
-    statistics, gamma, beta, relu = normalization
-    return _matrix(x), _matrix(dy), statistics.shift, statistics.delta, *_scale_and_beta(statistics, gamma, beta), relu
+        scale = statistics.inv_std if gamma is None else statistics.inv_std * gamma
+    mean_g, slope = (0, 0) if sums is None else (sums.mean_g, sums.slope)
+    channels = len(statistics.shift)
+    parameters = np.empty((6, repeats(channels), channels), np.float32)
+    for row, values in enumerate(
+        (statistics.shift, statistics.delta, scale, 0 if beta is None else beta, mean_g, slope)
+    ):
+        parameters[row] = values
+    return parameters.reshape(6, -1)
 
 
 class BatchNormOps(CpuDevice):
@@ -41,12 +61,28 @@ class BatchNormOps(CpuDevice):
     def batchnorm_statistics(self, x: np.ndarray, eps: float, out: BatchStatistics) -> None:
         matrix = x.reshape(-1, x.shape[-1])
         rows, channels = matrix.shape
-        chunks = -(-rows // loops.CHUNK)
-        shifts, sums, squares = self.empty((3, chunks, channels))
-        self.workers.run(
-            loops.sum_shifted, chunks, max(1, _grain(channels) // loops.CHUNK), matrix, shifts, sums, squares
-        )
-        loops.finish_statistics(matrix, eps, shifts, sums, squares, *out)
+        starts, flat = chunk_starts(rows), x.reshape(-1)
+        width = channels * repeats(channels)
+        found = self._sum_chunks(SUM_SHIFTED, (flat, flat, flat), channels, NOTHING, width, starts, flat)
+        loops.finish_statistics(matrix, starts, eps, found, *out)
+
+    def _sum_chunks(
+        self,
+        which: int,
+        arrays: tuple[np.ndarray, np.ndarray, np.ndarray],
+        channels: int,
+        parameters: np.ndarray,
+        width: int,
+        starts: np.ndarray,
+        g: np.ndarray,
+    ) -> np.ndarray:
+        """`loops.sum_chunks` of all chunks of flat arrays."""
+        chunks = len(starts) - 1
+        found = self.empty((3, chunks, channels))
+        grain = max(1, _grain(channels) // loops.CHUNK)
+        given = *arrays, channels, width, starts, parameters, g, found
+        self.workers.run(loops.sum_chunks, chunks, grain, pass_table(), which, *given)
+        return found
 
     def batchnorm_running_statistics(self, mean: np.ndarray, var: np.ndarray, eps: float, out: BatchStatistics) -> None:
         out.shift[:] = mean
@@ -81,11 +117,16 @@ class BatchNormOps(CpuDevice):
         y: np.ndarray,
         relu: bool,
     ) -> None:
-        channels = x.shape[-1]
-        scale, offset = _scale_and_beta(statistics, gamma, beta)
-        matrix = x.reshape(-1, channels)
-        args = matrix, statistics.shift, statistics.delta, scale, offset, y.reshape(-1, channels)
-        self.workers.run(loops.apply_relu if relu else loops.apply, len(matrix), _grain(channels), *args)
+        parameters = parameters_of(Normalization(statistics, gamma, beta, relu))
+        self._go_through(NORMALIZE_RELU if relu else NORMALIZE, x, x, parameters, y)
+
+    def _go_through(self, which: int, a: np.ndarray, b: np.ndarray, parameters: np.ndarray, y: np.ndarray) -> None:
+        """Run a pass without sums."""
+        channels, width = a.shape[-1], parameters.shape[1]
+        places = a.ctypes.data, b.ctypes.data, a.ctypes.data, y.ctypes.data
+        self.workers.run(
+            *(run_pass, a.size, _grain(channels) * channels, which, width, parameters.ctypes.data, *places)
+        )
 
     def batchnorm_backward(
         self,
@@ -107,32 +148,41 @@ class BatchNormOps(CpuDevice):
         if training:
             self.batchnorm_pending_gradient(PendingGradient(dy, x, normalization, sums), dx)
             return
-        scale, offset = _scale_and_beta(statistics, gamma, beta)
-        matrix, gradient, result = (_matrix(array) for array in (x, dy, dx))
-        given: tuple[Any, ...] = gradient, scale, result
-        if relu:
-            given = matrix, gradient, statistics.shift, statistics.delta, scale, offset, result
-        self.workers.run(loops.mask_and_scale if relu else loops.scale, len(matrix), _grain(x.shape[-1]), *given)
+        parameters = parameters_of(normalization)
+        self._go_through(*((MASK_AND_SCALE, x, dy) if relu else (SCALED, dy, dy)), parameters, dx)
 
     def batchnorm_gradient_sums(
         self, x: np.ndarray, dy: np.ndarray, normalization: Normalization, sums: GradientSums
     ) -> None:
-        forward = _forward(x, dy, normalization)
-        self._sum_gradients(loops.sum_gradients, forward, normalization.statistics.inv_std, sums)
+        which = SUM_GRADIENTS_RELU if normalization.relu else SUM_GRADIENTS
+        self.sum_gradients(which, x, dy, dy, normalization, dy, sums)
 
     def batchnorm_pending_gradient(self, dy: PendingGradient, dx: np.ndarray) -> None:
-        forward = _forward(dy.x, dy.dy, dy.normalization)
-        given = *forward, dy.sums.mean_g, dy.sums.slope, _matrix(dx)
-        self.workers.run(loops.backward, len(forward[0]), _grain(dx.shape[-1]), *given)
+        parameters = parameters_of(dy.normalization, dy.sums)
+        self._go_through(GRADIENT_RELU if dy.normalization.relu else GRADIENT, dy.x, dy.dy, parameters, dx)
 
-    def _sum_gradients(self, loop: Any, given: tuple[Any, ...], inv_std: np.ndarray, sums: GradientSums) -> None:
-        """The first pass of backward: chunk by chunk, by that loop, and then all chunks."""
-        rows, channels = given[0].shape
-        chunks = -(-rows // loops.CHUNK)
-        totals, products = self.empty((chunks, channels)), self.empty((chunks, channels))
-        self.workers.run(loop, chunks, max(1, _grain(channels) // loops.CHUNK), *given, totals, products)
-        into = (self.empty((channels,)) if array is None else array for array in sums)
-        loops.finish_gradients(max(rows, 1), inv_std, totals, products, *into)
+    def sum_gradients(
+        self,
+        which: int,
+        x: np.ndarray,
+        dy: np.ndarray,
+        y: np.ndarray,
+        normalization: Normalization,
+        g: np.ndarray,
+        sums: GradientSums,
+    ) -> None:
+        """The first pass of backward: chunk by chunk, by pass `which`, and then all chunks."""
+        parameters, inv_std = parameters_of(normalization), normalization.statistics.inv_std
+        channels, width = len(inv_std), parameters.shape[1]
+        starts = chunk_starts(x.size // channels)
+        arrays = x.reshape(-1), dy.reshape(-1), y.reshape(-1)
+        found = self._sum_chunks(which, arrays, channels, parameters.reshape(-1), width, starts, g.reshape(-1))
+        self.finish_gradients(int(starts[-1]), inv_std, found, sums)
+
+    def finish_gradients(self, rows: int, inv_std: np.ndarray, found: np.ndarray, sums: GradientSums) -> None:
+        """Into `sums`, from those of chunks."""
+        into = (self.empty(inv_std.shape) if array is None else array for array in sums)
+        loops.finish_gradients(max(rows, 1), inv_std, found, *into)
 
     def batchnorm_forward(
         self,
@@ -160,10 +210,8 @@ class BatchNormOps(CpuDevice):
         beta: np.ndarray | None,
         y: np.ndarray,
     ) -> None:
-        scale, offset = _scale_and_beta(statistics, gamma, beta)
-        matrix, other, result = (_matrix(array) for array in (x, residual, y))
-        args = matrix, other, statistics.shift, statistics.delta, scale, offset, result
-        self.workers.run(loops.apply_add_relu, len(matrix), _grain(x.shape[-1]), *args)
+        parameters = parameters_of(Normalization(statistics, gamma, beta, relu=True))
+        self._go_through(NORMALIZE_ADD_RELU, x, residual, parameters, y)
 
     def batchnorm_add_relu_backward(
         self,
@@ -184,8 +232,8 @@ class BatchNormOps(CpuDevice):
             normalization = Normalization(statistics, gamma, gamma, relu=False)  # beta is in y; here it is not read
             self.batchnorm_pending_gradient(PendingGradient(dresidual, x, normalization, sums), dx)
         else:
-            masked, scale = _matrix(dresidual), _scale_and_beta(statistics, gamma, gamma)[0]
-            self.workers.run(loops.scale, len(masked), _grain(x.shape[-1]), masked, scale, _matrix(dx))
+            parameters = parameters_of(Normalization(statistics, gamma, gamma, relu=False))
+            self._go_through(SCALED, dresidual, dresidual, parameters, dx)
 
     def batchnorm_add_relu_gradient_sums(
         self,
@@ -196,6 +244,5 @@ class BatchNormOps(CpuDevice):
         dresidual: np.ndarray,
         sums: GradientSums,
     ) -> None:
-        arrays = (_matrix(array) for array in (x, y, dy))
-        given = *arrays, statistics.shift, statistics.delta, _matrix(dresidual)
-        self._sum_gradients(loops.mask_and_sum_gradients, given, statistics.inv_std, sums)
+        normalization = Normalization(statistics, None, None, relu=True)
+        self.sum_gradients(MASK_BY_OUTPUT_AND_SUM, x, dy, y, normalization, dresidual, sums)

@@ -5,20 +5,20 @@ finds it takes for sound, so a damaged file ends in a traceback, or in LLVM's ab
 machine code follows from, files carry a checksum, and a cache that cannot be used is as good as none.
 """
 
-import contextlib
 import functools
 import hashlib
 import itertools
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite
 import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 from kernels.fingerprint import UncacheableError, fingerprint
+from minidl.backends.compilation import COMPILATION
 
 Key = tuple[Any, ...]  # Numba's: signature, processor, bytecode
 
@@ -26,10 +26,10 @@ Key = tuple[Any, ...]  # Numba's: signature, processor, bytecode
 class Cache(FunctionCache):  # type: ignore[misc]
     """What Numba asks for machine code, and gives it to."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        """Raises RuntimeError where no folder can be written to."""
+    def __init__(self, function: Callable[..., Any], **options: object) -> None:
+        """`options` are those that it is compiled with. Raises RuntimeError where no folder can be written to."""
         super().__init__(function)
-        self._cache_file = _Files(self._cache_path, self._impl.filename_base, function)
+        self._cache_file = _Files(self._cache_path, self._impl.filename_base, function, options)
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         """The compiled function, or None."""
@@ -40,8 +40,39 @@ class Cache(FunctionCache):  # type: ignore[misc]
 
     def save_overload(self, signature: Any, compiled: Any) -> None:
         """Keep it, if that can be done."""
-        with contextlib.suppress(OSError):
+        try:
             super().save_overload(signature, compiled)
+        except OSError as error:
+            COMPILATION.problem = f"{self.cache_path}: {error.strerror or error}"
+
+
+class Kept(NamedTuple):
+    """Where machine code is kept.
+
+    Attributes:
+        folder: NUMBA_CACHE_DIR, else beside the source, else the user's cache folder; the first that can be written
+            to. None where none can: each process compiles for itself then.
+        problem: What is wrong with it, or None.
+        remedy: What to do about that.
+    """
+
+    folder: str | None
+    problem: str | None = None
+    remedy: str = ""
+
+
+def kept() -> Kept:
+    """Where machine code of the CPU kernels is kept from now on."""
+    try:
+        folder = Cache(kept).cache_path
+    except RuntimeError:
+        remedy = "set NUMBA_CACHE_DIR to a folder that can be written to"
+        return Kept(None, "no folder can be written to: each start compiles anew, some seconds", remedy)
+    wanted = numba.config.CACHE_DIR
+    if wanted and not Path(folder).is_relative_to(wanted):
+        remedy = "set NUMBA_CACHE_DIR to a folder that can be written to, or unset it"
+        return Kept(folder, f"{folder}, as NUMBA_CACHE_DIR ({wanted}) cannot be written to", remedy)
+    return Kept(folder)
 
 
 class _Files(IndexDataCacheFile):  # type: ignore[misc]
@@ -51,15 +82,15 @@ class _Files(IndexDataCacheFile):  # type: ignore[misc]
     with its key as well. So neither a damaged file nor one that another process has just replaced is ever taken.
     """
 
-    def __init__(self, folder: str, base: str, function: Callable[..., Any]) -> None:
+    def __init__(self, folder: str, base: str, function: Callable[..., Any], options: dict[str, object]) -> None:
         super().__init__(folder, base, None)
-        self._function = function
+        self._function, self._options = function, options
 
     @functools.cached_property
     def stamp(self) -> str | None:
         """Of all that the machine code follows from; taken at the first call, when all of that exists."""
         try:
-            return fingerprint(self._function, numba.__version__, llvmlite.__version__)
+            return fingerprint(self._function, self._options, numba.__version__, llvmlite.__version__)
         except UncacheableError:
             return None
 
@@ -72,6 +103,7 @@ class _Files(IndexDataCacheFile):  # type: ignore[misc]
     def save(self, key: Key, data: Any) -> None:
         """Raises OSError."""
         if self.stamp is None:
+            COMPILATION.problem = f"{self._function.__qualname__}: it cannot be told when it changes"
             return
         index = self._load_index()
         if key not in index:

@@ -1,73 +1,60 @@
-"""Convolution on the CPU: windows gathered tile by tile, products by BLAS.
+"""Convolution on the CPU: tiles copied to where they stay in the cache, multiplied by blocks of registers.
 
-A tile is a few lines of output. Its windows become the rows of a matrix (rows, kh*kw*c_in) that stays in the L2 cache,
-and one matrix product with the weights (kh*kw*c_in, c_out) makes the output. Both gradients are the same product turned
-round. Tiles are fixed by the shapes, so the bits do not depend on the number of threads.
+The plan is in convolution_plan.py, the loops are in convolution_windows.py and convolution_gradients.py, and the
+innermost one is in blocks.py.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
+from minidl.backends.cpu import convolution_gradients, convolution_windows
+from minidl.backends.cpu.blocks import WIDTH, block_table
 from minidl.backends.cpu.compile import compiled
-from minidl.backends.cpu.device import CpuDevice
-from minidl.backends.cpu.threads import BLAS, QUIET
+from minidl.backends.cpu.convolution_plan import Plan, forward_plan, input_gradient_plan, weight_gradient_plan
+from minidl.backends.cpu.convolution_scatter import ScatteredOps
+from minidl.backends.cpu.machine_code import SUMS
+from minidl.backends.cpu.passes import COPY, pass_table
+from minidl.backends.cpu.threads import QUIET
 from minidl.backends.protocol import Pair
 
-TILE_ELEMENTS = 1 << 17  # of the window matrix: 512 KiB, half of a usual L2
-WEIGHT_GROUPS = 16  # partial weight gradients, summed in order at the end
+FEW = 4  # input channels, for which the gradient of the input is better scattered than gathered
+
+PLAIN = 1 << 12
+NOTHING = np.empty(0, np.float32)
+NO_PARAMETERS = np.empty((6, PLAIN), np.float32)  # of passes that read none, but go by their width
+PACKED = 1 << 15  # weights that a thread packs or adds up at a time
+DISPATCHES = 64  # times that threads go for pieces; more would cost more than waiting for the last one
 
 
-@compiled
-def _gather(first, last, x, windows, wo, kh, kw, sh, sw, ph, pw, ho):
-    """Rows of `windows` for output lines first to last; a line is one row of one image's output.
+class Source(NamedTuple):
+    """Where the numbers of a factor come from: `how` of the passes, the arrays it reads, and `parameters`."""
 
-    Taps are the outer loop: pixel by pixel, LLVM makes each copy of c floats a call of memcpy, which is 5 times slower.
-    """
-    _, h, w, c = x.shape
-    row = 0
-    for line in range(first, last):
-        n, i = line // ho, line % ho
-        for r in range(kh):
-            y = i * sh - ph + r
-            for s in range(kw):
-                place = (r * kw + s) * c
-                for j in range(wo):
-                    column = j * sw - pw + s
-                    if y < 0 or y >= h or column < 0 or column >= w:
-                        for k in range(c):
-                            windows[row + j, place + k] = np.float32(0)
-                    else:
-                        for k in range(c):
-                            windows[row + j, place + k] = x[n, y, column, k]
-        row += wo
+    how: int
+    x: np.ndarray
+    dy: np.ndarray
+    parameters: np.ndarray
 
 
-@compiled
-def _scatter_add(first, last, windows, dx, wo, kh, kw, sh, sw, ph, pw, ho):
-    """The transpose of `_gather`: add each row of `windows` to the pixels that its window covers."""
-    _, h, w, c = dx.shape
-    row = 0
-    for line in range(first, last):
-        n, i = line // ho, line % ho
-        for j in range(wo):
-            left = j * sw - pw
-            for r in range(kh):
-                y = i * sh - ph + r
-                if y < 0 or y >= h:
-                    continue
-                for s in range(kw):
-                    if left + s < 0 or left + s >= w:
-                        continue
-                    place = (r * kw + s) * c
-                    for k in range(c):
-                        dx[n, y, left + s, k] += windows[row, place + k]
-            row += 1
+class After(NamedTuple):
+    """What `multiply_windows` does after a tile, from `after` to `sums`."""
+
+    what: int
+    before: np.ndarray
+    of_before: np.ndarray
+    width: int
+    starts: np.ndarray
+    firsts: np.ndarray
+    sums: np.ndarray
 
 
-@compiled
-def _add_bias(y, bias):
-    for row in range(y.shape[0]):
-        for c in range(y.shape[1]):
-            y[row, c] += bias[c]
+NO_CHUNKS = np.empty(0, np.int64)
+NO_SUMS = After(convolution_windows.NOTHING, NOTHING, NOTHING, 0, NO_CHUNKS, NO_CHUNKS, np.empty((3, 0, 0), np.float32))
+
+
+def as_it_is(x: np.ndarray) -> Source:
+    """An array that holds the numbers themselves."""
+    return Source(COPY, x, NOTHING, NO_PARAMETERS)
 
 
 @compiled
@@ -80,90 +67,26 @@ def _sum_rows(first, last, dy, chunk, sums):
                 s[c] += dy[row, c]
 
 
-def _lines_a_tile(wo: int, taps: int) -> int:
-    return max(1, TILE_ELEMENTS // (wo * taps))
-
-
-class ConvolutionOps(CpuDevice):
+class ConvolutionOps(ScatteredOps):
     """The convolution part of the CPU backend; see `Backend` for the operations."""
 
     def conv2d_forward(
         self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, y: np.ndarray, stride: Pair, padding: Pair
     ) -> None:
-        n, ho, wo, c_out = y.shape
-        kh, kw, c_in, _ = w.shape
-        taps = kh * kw * c_in
-        weights, output = w.reshape(taps, c_out), y.reshape(-1, c_out)
-        tile = _lines_a_tile(wo, taps)
-
-        def lines(first: int, last: int) -> None:
-            for start in range(first, last, tile):
-                stop = min(start + tile, last)
-                rows = (stop - start) * wo
-                windows = self.workers.scratch("windows", rows * taps)[: rows * taps].reshape(rows, taps)
-                _gather(start, stop, x, windows, wo, kh, kw, *stride, *padding, ho)
-                target = output[start * wo : stop * wo]
-                np.dot(windows, weights, out=target)
-                if bias is not None:
-                    _add_bias(target, bias)
-
-        with BLAS.one_thread():
-            self.workers.run(lines, n * ho, tile)
+        plan = forward_plan(x.shape, w.shape[:2], y.shape, stride, padding)
+        self._multiply_windows(plan, as_it_is(x), w, False, is_finite(w), bias, y)
 
     def conv2d_backward_input(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray, stride: Pair, padding: Pair) -> None:
-        n, ho, wo, c_out = dy.shape
-        kh, kw, c_in, _ = w.shape
-        taps = kh * kw * c_in
-        weights, gradient = w.reshape(taps, c_out), dy.reshape(-1, c_out)
-        tile = _lines_a_tile(wo, taps)
-        together = max(1, tile // ho)  # small images go several to a tile
-
-        def images(first: int, last: int) -> None:
-            """Windows of one image overlap, so an image is one thread's."""
-            dx[first:last] = 0
-            for group in range(first, last, together):
-                begin, end = group * ho, min(group + together, last) * ho
-                for start in range(begin, end, tile):
-                    stop = min(start + tile, end)
-                    rows = (stop - start) * wo
-                    windows = self.workers.scratch("windows", rows * taps)[: rows * taps].reshape(rows, taps)
-                    np.dot(gradient[start * wo : stop * wo], weights.T, out=windows)
-                    _scatter_add(start, stop, windows, dx, wo, kh, kw, *stride, *padding, ho)
-
-        with BLAS.one_thread():
-            self.workers.run(images, n, together)
+        if dx.shape[3] > FEW and is_finite(w):
+            plan = input_gradient_plan(dy.shape, w.shape[:2], dx.shape, stride, padding)
+            self._multiply_windows(plan, as_it_is(dy), w, True, True, None, dx)
+        else:  # gathering would multiply such weights by zeros where there is no dy
+            self.scatter_gradient(dy, w, dx, stride, padding)
 
     def conv2d_backward_weight(
         self, x: np.ndarray, dy: np.ndarray, dw: np.ndarray, stride: Pair, padding: Pair
     ) -> None:
-        n, ho, wo, c_out = dy.shape
-        kh, kw, c_in, _ = dw.shape
-        taps = kh * kw * c_in
-        gradient = dy.reshape(-1, c_out)
-        lines = n * ho
-        tile = _lines_a_tile(wo, taps)
-        groups = max(1, min(WEIGHT_GROUPS, -(-lines // tile)))
-        share = -(-lines // groups)
-        partial = self.empty((groups, taps, c_out))
-
-        def sum_groups(first: int, last: int) -> None:
-            for group in range(first, last):
-                total = partial[group]
-                total[:] = 0
-                begin, end = group * share, min((group + 1) * share, lines)
-                for start in range(begin, end, tile):
-                    stop = min(start + tile, end)
-                    rows = (stop - start) * wo
-                    windows = self.workers.scratch("windows", rows * taps)[: rows * taps].reshape(rows, taps)
-                    _gather(start, stop, x, windows, wo, kh, kw, *stride, *padding, ho)
-                    product = self.workers.scratch("product", total.size)[: total.size].reshape(total.shape)
-                    np.dot(windows.T, gradient[start * wo : stop * wo], out=product)
-                    np.add(total, product, out=total)
-
-        with BLAS.one_thread():
-            self.workers.run(sum_groups, groups, 1)
-        with np.errstate(**QUIET):
-            np.sum(partial, axis=0, out=dw.reshape(taps, c_out))
+        self._multiply_gradients(as_it_is(x), as_it_is(dy), dw, stride, padding)
 
     def bias_backward(self, dy: np.ndarray, db: np.ndarray) -> None:
         matrix = dy.reshape(-1, dy.shape[-1])
@@ -173,3 +96,64 @@ class ConvolutionOps(CpuDevice):
         self.workers.run(_sum_rows, chunks, 32, matrix, chunk, sums)
         with np.errstate(**QUIET):
             db[:] = sums.sum(axis=0, dtype=np.float64)
+
+    def _multiply_windows(
+        self,
+        plan: Plan,
+        source: Source,
+        w: np.ndarray,
+        turned: bool,
+        clips: bool,
+        bias: np.ndarray | None,
+        y: np.ndarray,
+        after: After = NO_SUMS,
+    ) -> None:
+        packed = self.workers.scratch("packed", plan.weights)
+        count = len(plan.phases) * -(-y.shape[3] // WIDTH)
+        self.workers.run(
+            convolution_windows.pack_weights,
+            count,
+            max(1, PACKED * count // max(1, plan.weights)),
+            w,
+            turned,
+            plan.phases,
+            packed,
+        )
+        how, x, dy, parameters = source
+        blocks, flat, added = block_table(), y.reshape(-1), NOTHING if bias is None else bias
+        arrays = x.reshape(-1), dy.reshape(-1), parameters.reshape(-1), parameters.shape[1], packed, added, flat, *after
+
+        def tiles(first: int, last: int) -> None:
+            slab = self.workers.scratch("slab", plan.slab)
+            edge = self.workers.scratch("edge", SUMS * WIDTH)
+            convolution_windows.multiply_windows(
+                first, last, blocks, pass_table(), plan.numbers, plan.phases, clips, how, *arrays, slab, edge
+            )
+
+        self.workers.run(tiles, plan.pieces, max(1, plan.pieces // DISPATCHES))
+
+    def _multiply_gradients(self, x: Source, dy: Source, dw: np.ndarray, stride: Pair, padding: Pair) -> None:
+        plan, shares = weight_gradient_plan(x.x.shape, dw.shape, dy.x.shape, stride, padding)
+        partial = self.workers.scratch("partial", shares.groups * shares.size)
+        of_x = x.how, x.x.reshape(-1), x.parameters.reshape(-1), x.parameters.shape[1]
+        of_dy = dy.how, dy.x.reshape(-1), dy.dy.reshape(-1), dy.parameters.reshape(-1), dy.parameters.shape[1]
+        flat, rows = dw.reshape(-1), dw.size // max(1, dw.shape[3])
+        tables = block_table(), pass_table(), plan.numbers, shares.kernel
+
+        def work(first: int, last: int) -> None:
+            slabs = self.workers.scratch("slab", plan.slab), self.workers.scratch("slab_dy", shares.slab_dy)
+            convolution_gradients.multiply_gradients(
+                first, last, *tables, clips, shares.table, *of_x, *of_dy, partial, *slabs
+            )
+
+        for clips in (True, False) if shares.clips else (False,):
+            self.workers.run(work, len(shares.table), 1)
+            given = partial, shares.groups, shares.size, dw.shape[3], flat
+            self.workers.run(convolution_gradients.sum_shares, rows, max(1, PACKED // dw.shape[3]), *given)
+            if not clips or is_finite(dw):  # else a NaN of dy could be missing where it meets the padding's zeros
+                return
+
+
+def is_finite(w: np.ndarray) -> bool:
+    """All of it."""
+    return not w.size or bool(np.isfinite(w.min()) and np.isfinite(w.max()))  # both of a NaN are NaN

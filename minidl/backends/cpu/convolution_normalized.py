@@ -1,11 +1,35 @@
-"""Convolution in a chain of normalizations on the CPU: composed of its parts; what lies between them is written out."""
+"""Convolution in a chain of normalizations on the CPU: activations and gradients are worked out as tiles are copied.
+
+Sums for the normalizations are taken of each tile of a result while it is in the cache.
+"""
 
 import numpy as np
 
 from kernels.batch_statistics import BatchStatistics, GradientSums, Normalization, PendingGradient
-from minidl.backends.cpu.batchnorm import BatchNormOps
-from minidl.backends.cpu.convolution import ConvolutionOps
+from minidl.backends.cpu import batchnorm_loops
+from minidl.backends.cpu.batchnorm import BatchNormOps, parameters_of
+from minidl.backends.cpu.convolution import (
+    FEW,
+    NO_SUMS,
+    NOTHING,
+    After,
+    ConvolutionOps,
+    Source,
+    as_it_is,
+    is_finite,
+)
+from minidl.backends.cpu.convolution_plan import Plan, forward_plan, input_gradient_plan
 from minidl.backends.cpu.elementwise import ElementwiseOps
+from minidl.backends.cpu.passes import (
+    GRADIENT,
+    GRADIENT_RELU,
+    MASK_AND_SUM,
+    NORMALIZE,
+    NORMALIZE_RELU,
+    SUM_GRADIENTS,
+    SUM_SHIFTED,
+    repeats,
+)
 from minidl.backends.protocol import Pair
 
 
@@ -14,7 +38,7 @@ class NormalizedConvolutionOps(BatchNormOps, ConvolutionOps, ElementwiseOps):
 
     def fuses_normalization(self, c_in: int, c_out: int) -> bool:
         del c_in, c_out
-        return False
+        return True
 
     def conv2d_normalized_forward(
         self,
@@ -27,8 +51,15 @@ class NormalizedConvolutionOps(BatchNormOps, ConvolutionOps, ElementwiseOps):
         eps: float,
         out: BatchStatistics | None,
     ) -> None:
-        self.conv2d_forward(self._activation(x, before), w, None, y, stride, padding)
-        if out is not None:
+        plan = forward_plan(x.shape, w.shape[:2], y.shape, stride, padding)
+        sums_too = out is not None and plan.splits == 1
+        after = self._after(plan, SUM_SHIFTED) if sums_too else NO_SUMS
+        self._multiply_windows(plan, _activation(x, before), w, False, is_finite(w), None, y, after)
+        if out is None:
+            return
+        if sums_too:
+            batchnorm_loops.finish_statistics(y.reshape(-1, y.shape[3]), after.starts, eps, after.sums, *out)
+        else:
             self.batchnorm_statistics(y, eps, out)
 
     def conv2d_normalized_backward_weight(
@@ -40,7 +71,7 @@ class NormalizedConvolutionOps(BatchNormOps, ConvolutionOps, ElementwiseOps):
         stride: Pair,
         padding: Pair,
     ) -> None:
-        self.conv2d_backward_weight(self._activation(x, before), self._written(dy), dw, stride, padding)
+        self._multiply_gradients(_activation(x, before), _gradient(dy), dw, stride, padding)
 
     def conv2d_normalized_backward_input(
         self,
@@ -53,21 +84,40 @@ class NormalizedConvolutionOps(BatchNormOps, ConvolutionOps, ElementwiseOps):
         before: Normalization | None,
         sums: GradientSums | None,
     ) -> None:
-        self.conv2d_backward_input(self._written(dy), w, dx, stride, padding)
+        plan = input_gradient_plan(dy.x.shape, w.shape[:2], dx.shape, stride, padding)
+        gathered = dx.shape[3] > FEW and is_finite(w)
+        which = MASK_AND_SUM if before is not None and before.relu else SUM_GRADIENTS
+        sums_too = sums is not None and gathered and plan.splits == 1
+        after = self._after(plan, which, x, before) if sums_too else NO_SUMS
+        if gathered:
+            self._multiply_windows(plan, _gradient(dy), w, True, True, None, dx, after)
+        else:
+            written = self.empty(dy.x.shape)
+            self.batchnorm_pending_gradient(dy, written)
+            self.scatter_gradient(written, w, dx, stride, padding)
         if x is None or before is None or sums is None:
             return
-        if before.relu:
-            self.relu_backward(dx, self._activation(x, before), dx)
-        self.batchnorm_gradient_sums(x, dx, before._replace(relu=False), sums)
+        if sums_too:
+            self.finish_gradients(dx.size // dx.shape[3], before.statistics.inv_std, after.sums, sums)
+            return
+        self.sum_gradients(which, x, dx, dx, before, dx, sums)
 
-    def _activation(self, x: np.ndarray, before: Normalization | None) -> np.ndarray:
-        if before is None:
-            return x
-        activation = self.empty(x.shape)
-        self.batchnorm_apply(x, before.statistics, before.gamma, before.beta, activation, before.relu)
-        return activation
+    def _after(self, plan: Plan, what: int, x: np.ndarray | None = None, before: Normalization | None = None) -> After:
+        starts, firsts = plan.chunks
+        channels = plan.target[3]
+        sums = self.empty((3, len(starts) - 1, channels))
+        if x is None or before is None:
+            return After(what, NOTHING, NOTHING, channels * repeats(channels), starts, firsts, sums)
+        parameters = parameters_of(before)
+        return After(what, x.reshape(-1), parameters.reshape(-1), parameters.shape[1], starts, firsts, sums)
 
-    def _written(self, dy: PendingGradient) -> np.ndarray:
-        written = self.empty(dy.x.shape)
-        self.batchnorm_pending_gradient(dy, written)
-        return written
+
+def _activation(x: np.ndarray, before: Normalization | None) -> Source:
+    if before is None:
+        return as_it_is(x)
+    return Source(NORMALIZE_RELU if before.relu else NORMALIZE, x, NOTHING, parameters_of(before))
+
+
+def _gradient(dy: PendingGradient) -> Source:
+    how = GRADIENT_RELU if dy.normalization.relu else GRADIENT
+    return Source(how, dy.x, dy.dy, parameters_of(dy.normalization, dy.sums))

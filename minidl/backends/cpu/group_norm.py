@@ -6,8 +6,10 @@ import numpy as np
 
 from kernels.batch_statistics import BatchStatistics
 from minidl.backends.cpu import group_norm_loops as loops
+from minidl.backends.cpu.batchnorm import chunk_starts
 from minidl.backends.cpu.batchnorm_loops import CHUNK
 from minidl.backends.cpu.device import CpuDevice
+from minidl.backends.cpu.passes import pass_table, repeats
 
 GRAIN_ELEMENTS = 1 << 15  # a piece of work for a thread; below it a second thread costs more than it saves
 FEW, MANY = 8, CHUNK  # samples of one row that a thread takes at once
@@ -40,10 +42,12 @@ class GroupNormOps(CpuDevice):
             self.workers.run(loops.statistics_of_rows, len(sets), _grain(size), sets, eps, *flat)
             return
         chunks = -(-rows // CHUNK)
-        sums = tuple(self.empty((n, chunks, channels)) for _ in range(3))
+        found = self.empty((n, 3, chunks, channels))
         pieces = _grain(channels * min(rows, CHUNK))
-        self.workers.run(loops.sum_pieces, n * chunks, pieces, samples, *sums)
-        self.workers.run(loops.finish_statistics, n, _grain(rows * channels), rows, eps, *sums, *out)
+        each, width = samples.reshape(n, rows * channels), channels * repeats(channels)
+        given = pass_table(), channels, width, each, chunk_starts(rows), found
+        self.workers.run(loops.sum_pieces, n * chunks, pieces, *given)
+        self.workers.run(loops.finish_statistics, n, _grain(rows * channels), rows, eps, found, *out)
 
     def group_norm_apply(
         self,

@@ -7,8 +7,9 @@ side by side are the vector. No float32 accumulator takes more than CHUNK terms.
 
 import numpy as np
 
-from minidl.backends.cpu.batchnorm_loops import CHUNK, sum_shifted
+from minidl.backends.cpu.batchnorm_loops import CHUNK, sum_chunks
 from minidl.backends.cpu.compile import compiled, inlined
+from minidl.backends.cpu.passes import SUM_SHIFTED
 
 LANES = 16
 SPAN = 64 * LANES  # elements of a row that are summed in float32 before float64 takes over
@@ -26,34 +27,36 @@ def _finish(mean, moment, count, eps):
 
 
 @compiled
-def sum_pieces(first, last, x, shifts, sums, squares):
-    """Pieces first to last, each a chunk of a sample's rows: `sum_shifted` of x (n, rows, c) into (n, chunks, c)."""
-    chunks = sums.shape[1]
+def sum_pieces(first, last, table, channels, width, x, starts, sums):
+    """Pieces first to last, each a chunk of a sample's rows: `sum_chunks` of x (n, rows * c) into (n, 3, chunks, c)."""
+    chunks = sums.shape[2]
     for piece in range(first, last):
         sample, k = piece // chunks, piece % chunks
-        sum_shifted(k, k + 1, x[sample], shifts[sample], sums[sample], squares[sample])
+        row = x[sample]
+        sum_chunks(k, k + 1, table, SUM_SHIFTED, row, row, row, channels, width, starts, row, row, sums[sample])
 
 
 @compiled
-def finish_statistics(first, last, rows, eps, shifts, sums, squares, shift, delta, var, inv_std):
+def finish_statistics(first, last, rows, eps, found, shift, delta, var, inv_std):
     """Samples first to last: the sums of a group's channels and chunks, moved from their shifts to the group's mean."""
-    chunks, channels = sums.shape[1:]
+    chunks, channels = found.shape[2:]
     groups = shift.shape[1]
     size = channels // groups
     for sample in range(first, last):
+        sums, squares, shifts = found[sample, 0], found[sample, 1], found[sample, 2]
         for group in range(groups):
             begin, end = group * size, (group + 1) * size
             mean = moment = 0.0
             for k in range(chunks):
                 n = min(CHUNK, rows - k * CHUNK)
                 for c in range(begin, end):
-                    mean += np.float64(shifts[sample, k, c]) * n + sums[sample, k, c]
+                    mean += np.float64(shifts[k, c]) * n + sums[k, c]
             mean /= rows * size
             for k in range(chunks):
                 n = min(CHUNK, rows - k * CHUNK)
                 for c in range(begin, end):
-                    distance = shifts[sample, k, c] - mean
-                    moment += squares[sample, k, c] + distance * (2 * sums[sample, k, c] + n * distance)
+                    distance = shifts[k, c] - mean
+                    moment += squares[k, c] + distance * (2 * sums[k, c] + n * distance)
             near, rest, variance, inverse = _finish(mean, moment, rows * size, eps)
             shift[sample, group] = near
             delta[sample, group] = rest

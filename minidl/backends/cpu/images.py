@@ -45,7 +45,8 @@ def _gather_images(first, last, images, index, shifts, flips, centres, mean, std
             top, left = centres[n, 0] - cutout // 2, centres[n, 1] - cutout // 2
             for i in range(max(0, top), min(h, top + cutout)):
                 for j in range(max(0, left), min(w, left + cutout)):
-                    out[n, i, j, :] = np.float32(0)
+                    for k in range(c):
+                        out[n, i, j, k] = np.float32(0)
 
 
 class ImageOps(CpuDevice):

@@ -15,8 +15,9 @@ class LinearOps(CpuDevice):
         """Out = a @ b."""
 
         def rows(first: int, last: int) -> None:
-            for start in range(first, last, TILE):
-                np.dot(a[start : start + TILE], b, out=out[start : start + TILE])
+            with np.errstate(**QUIET):
+                for start in range(first, last, TILE):
+                    np.dot(a[start : start + TILE], b, out=out[start : start + TILE])
 
         with BLAS.one_thread():
             self.workers.run(rows, len(out), TILE)

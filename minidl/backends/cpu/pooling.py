@@ -21,8 +21,9 @@ def _max_pool(first, last, x, y, index, kh, kw, sh, sw, ph, pw, dh, dw):
                 left, right = j * sw - pw, min(j * sw - pw + dw * (kw - 1) + 1, w)
                 left = left % dw if left < 0 else left
                 best, place = y[n, i, j], index[n, i, j]
-                best[:] = x[n, top, left]
-                place[:] = np.int32(top * w + left)
+                for k in range(c):
+                    best[k] = x[n, top, left, k]
+                    place[k] = np.int32(top * w + left)
                 for r in range(top, bottom, dh):
                     for s in range(left, right, dw):
                         here = np.int32(r * w + s)
@@ -31,6 +32,52 @@ def _max_pool(first, last, x, y, index, kh, kw, sh, sw, ph, pw, dh, dw):
                             if v > best[k] or v != v:  # NaN wins, as in PyTorch
                                 best[k] = v
                                 place[k] = here
+
+
+@compiled
+def _max_pool_2x2(first, last, x, y, index):
+    """Windows of 2x2 that do not overlap, without padding: all four of them at once."""
+    _, _, w, c = x.shape
+    _, ho, wo, _ = y.shape
+    for n in range(first, last):
+        for i in range(ho):
+            for j in range(wo):
+                here = np.int32(2 * i * w + 2 * j)
+                v0, v1 = x[n, 2 * i, 2 * j], x[n, 2 * i, 2 * j + 1]
+                v2, v3 = x[n, 2 * i + 1, 2 * j], x[n, 2 * i + 1, 2 * j + 1]
+                best, place = y[n, i, j], index[n, i, j]
+                for k in range(c):
+                    most, where = v0[k], here
+                    if v1[k] > most or v1[k] != v1[k]:  # NaN wins, as in PyTorch
+                        most, where = v1[k], here + np.int32(1)
+                    if v2[k] > most or v2[k] != v2[k]:
+                        most, where = v2[k], here + np.int32(w)
+                    if v3[k] > most or v3[k] != v3[k]:
+                        most, where = v3[k], here + np.int32(w + 1)
+                    best[k] = most
+                    place[k] = where
+
+
+@compiled
+def _max_pool_apart_backward(first, last, dy, index, dx, kh, kw, sh, sw):
+    """Windows that do not overlap, without padding and dilation: each element of dx is written once."""
+    _, h, w, c = dx.shape
+    _, ho, wo, _ = dy.shape
+    for n in range(first, last):
+        for row in range(h):
+            i = row // sh
+            windows = wo if i < ho and row - i * sh < kh else 0
+            for column in range(windows * sw if kw == sw else 0, w):  # the others are in a window
+                into = dx[n, row, column]
+                for k in range(c):
+                    into[k] = np.float32(0)
+            for j in range(windows):
+                g, place = dy[n, i, j], index[n, i, j]
+                for s in range(kw):
+                    here = np.int32(row * w + j * sw + s)
+                    into = dx[n, row, j * sw + s]
+                    for k in range(c):
+                        into[k] = g[k] if place[k] == here else np.float32(0)
 
 
 @compiled
@@ -59,7 +106,8 @@ def _avg_pool(first, last, x, y, kh, kw, sh, sw, ph, pw, count_include_pad):
                 if not count_include_pad:
                     count = (r1 - r0) * (s1 - s0)
                 total = y[n, i, j]
-                total[:] = np.float32(0)
+                for k in range(c):
+                    total[k] = np.float32(0)
                 for r in range(r0, r1):
                     for s in range(s0, s1):
                         for k in range(c):
@@ -95,7 +143,8 @@ def _global_avg_pool(first, last, x, y):
     pixels = np.float32(h * w)
     for n in range(first, last):
         total = y[n]
-        total[:] = np.float32(0)
+        for k in range(c):
+            total[k] = np.float32(0)
         for i in range(h):
             for j in range(w):
                 for k in range(c):
@@ -119,6 +168,10 @@ class PoolingOps(CpuDevice):
         ceil_mode: bool = False,
     ) -> None:
         del ceil_mode  # y's shape says how many windows there are
+        whole = x.shape[1] >= 2 * y.shape[1] and x.shape[2] >= 2 * y.shape[2]
+        if (kernel, stride, padding, dilation) == ((2, 2), (2, 2), (0, 0), (1, 1)) and whole:
+            self.workers.run(_max_pool_2x2, len(x), _grain(x), x, y, index)
+            return
         self.workers.run(_max_pool, len(x), _grain(x), x, y, index, *kernel, *stride, *padding, *dilation)
 
     def max_pool2d_backward(
@@ -132,8 +185,10 @@ class PoolingOps(CpuDevice):
         dilation: Pair = (1, 1),
         ceil_mode: bool = False,
     ) -> None:
-        # A GPU gathers over windows and needs these; `index` is enough to scatter.
-        del kernel, stride, padding, dilation, ceil_mode
+        del ceil_mode
+        if are_apart(dy.shape, dx.shape, kernel, stride, padding, dilation):
+            self.workers.run(_max_pool_apart_backward, len(dx), _grain(dx), dy, index, dx, *kernel, *stride)
+            return
         self.workers.run(_max_pool_backward, len(dx), _grain(dx), dy, index, dx)
 
     def avg_pool2d_forward(
@@ -168,6 +223,14 @@ class PoolingOps(CpuDevice):
     def global_avg_pool2d_backward(self, dy: np.ndarray, dx: np.ndarray) -> None:
         pixels = np.float32(dx.shape[1] * dx.shape[2])
         dx[...] = (dy / pixels)[:, None, None, :]
+
+
+def are_apart(
+    pooled: tuple[int, ...], image: tuple[int, ...], kernel: Pair, stride: Pair, padding: Pair, dilation: Pair
+) -> bool:
+    """Whether windows are whole and none overlaps another, so that an element is in one of them or none."""
+    whole = all((pooled[a + 1] - 1) * stride[a] + kernel[a] <= image[a + 1] for a in (0, 1))
+    return padding == (0, 0) and dilation == (1, 1) and whole and stride[0] >= kernel[0] and stride[1] >= kernel[1]
 
 
 def _grain(x: np.ndarray) -> int:

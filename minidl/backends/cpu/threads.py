@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from minidl.backends.arena import ALIGNMENT
+
 MAX_THREADS = 4096  # more than any machine has cores; at some ten thousand a process dies of it
 
 # NaN and infinity are values here, wherever they come from; the training loop looks out for them.
@@ -38,12 +40,11 @@ class _Job:
         self.finished: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def work(self) -> None:
-        with np.errstate(**QUIET):
-            for piece in self.pieces:
-                start = piece * self.grain
-                if start >= self.count:
-                    return
-                self.function(start, min(start + self.grain, self.count), *self.args)
+        for piece in self.pieces:
+            start = piece * self.grain
+            if start >= self.count:
+                return
+            self.function(start, min(start + self.grain, self.count), *self.args)
 
 
 def _serve(jobs: "SimpleQueue[_Job | None]") -> None:
@@ -137,8 +138,7 @@ class Workers:
         pieces = -(-count // grain)
         if pieces <= 1 or self.threads == 1:
             if count > 0:
-                with np.errstate(**QUIET):
-                    function(0, count, *args)
+                function(0, count, *args)
             return
         if self._process != os.getpid():
             self._start()  # a fork copies no threads
@@ -156,9 +156,14 @@ class Workers:
             raise error
 
     def scratch(self, name: str, size: int) -> np.ndarray:
-        """At least `size` uninitialised float32, the calling thread's own, valid until it asks for `name` again."""
+        """At least `size` uninitialised float32, the calling thread's own, valid until it asks for `name` again.
+
+        They begin where a cache line does.
+        """
         buffers: dict[str, np.ndarray] = self._scratch.__dict__
         buffer = buffers.get(name)
         if buffer is None or buffer.size < size:
-            buffer = buffers[name] = np.empty(size, np.float32)
+            line = ALIGNMENT // 4
+            memory = np.empty(size + line, np.float32)
+            buffer = buffers[name] = memory[-(memory.ctypes.data // 4) % line :][:size]
         return buffer

@@ -69,6 +69,7 @@ GEOMETRIES = (
     FOURS,
     Geometry((1, 5, 6, 4), (3, 3), (1, 1), (1, 1)),  # windows beyond the last, in fours
     Geometry((9, 28, 28, 33), (2, 2), (2, 2)),  # several threads
+    Geometry((2, 8, 11, 3), (2, 2), (3, 3)),  # elements between windows, none behind the last
 )
 CEIL = (
     Geometry((2, 7, 9, 5), (2, 2), (2, 2), ceil_mode=True),  # windows that end beyond the image

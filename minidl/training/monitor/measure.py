@@ -28,6 +28,7 @@ from minidl.nn import (
 from minidl.nn.batchnorm import BatchNorm
 from minidl.nn.fusion import BatchNormAddReLU, BatchNormReLU
 from minidl.nn.normalized_convolution import NormalizedConvolution
+from minidl.nn.normalized_pooling import NormalizedPooling
 from minidl.nn.pending import PendingActivation
 from minidl.training.monitor.record import PERCENTILES, SAMPLE, Record
 
@@ -145,6 +146,9 @@ def watched(model: Module) -> Iterator[tuple[str, Any, BatchNorm | None, bool]]:
                 if isinstance(step, NormalizedConvolution):
                     fused.add(id(step.convolution))
                     yield paths[id(step.convolution)], step, None, False
+                if isinstance(step, NormalizedPooling):
+                    fused.add(id(step.pool))
+                    yield paths[id(step.pool)], step, None, False
                 if isinstance(step, BatchNormReLU) or (isinstance(step, NormalizedConvolution) and not step.joined):
                     name, rectifies = paths[id(step.batchnorm)], isinstance(step, BatchNormReLU) or step.relu
                     fused.add(id(step.batchnorm))

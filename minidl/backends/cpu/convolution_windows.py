@@ -1,0 +1,197 @@
+"""Windows times weights on the CPU: convolution forward, and the gradient of its input.
+
+What the loops work through is laid out in convolution_plan.py.
+"""
+
+import numpy as np
+
+from minidl.backends.cpu.batchnorm_loops import sum_chunks
+from minidl.backends.cpu.blocks import WIDTH, multiply_block
+from minidl.backends.cpu.compile import called, compiled
+from minidl.backends.cpu.convolution_plan import (
+    APART_H,
+    APART_W,
+    C_OUT,
+    COLUMN,
+    COLUMNS,
+    H_OUT,
+    KH,
+    KW,
+    LEFT,
+    LEFT_COLUMN,
+    LINES,
+    PLAIN,
+    R_FIRST,
+    R_STEP,
+    ROW,
+    S_FIRST,
+    S_STEP,
+    SPLITS,
+    STRIDE_H,
+    STRIDE_W,
+    TILES,
+    TOP,
+    TOP_LINE,
+    W_OUT,
+    WEIGHTS,
+    C,
+    H,
+)
+from minidl.backends.cpu.machine_code import LANES, SUMS
+from minidl.backends.cpu.passes import COPY, SUM_SHIFTED
+from minidl.backends.cpu.slab import fill_tile, place_of, tile_of
+
+NOTHING = -1  # what comes after a tile, if no pass
+
+
+@compiled
+def pack_weights(first, last, w, turned, phases, packed):
+    """Blocks first to last of weights (kh, kw, c_in, c_out) in the order in which they are read.
+
+    That is phase by phase; of WIDTH outputs, tap by tap, those of each input. `turned`: outputs are the convolution's
+    inputs, as for the gradient of the input. Outputs that are none have zeros.
+    """
+    inputs, outputs = (w.shape[3], w.shape[2]) if turned else (w.shape[2], w.shape[3])
+    blocks = -(-outputs // WIDTH)
+    for piece in range(first, last):
+        phase, block = phases[piece // blocks], piece % blocks * WIDTH
+        kh, kw = phase[KH], phase[KW]
+        at = phase[WEIGHTS] + block * kh * kw * inputs
+        lanes = min(WIDTH, outputs - block)
+        for i in range(kh):
+            for j in range(kw):
+                tap = w[phase[R_FIRST] + i * phase[R_STEP], phase[S_FIRST] + j * phase[S_STEP]]
+                into = packed[at : at + inputs * WIDTH]
+                at += inputs * WIDTH
+                if lanes < WIDTH:
+                    into[:] = np.float32(0)
+                if turned:
+                    for begin in range(0, inputs, 64):  # what is written stays in L1
+                        end = min(begin + 64, inputs)
+                        for lane in range(lanes):
+                            for c in range(begin, end):
+                                into[c * WIDTH + lane] = tap[block + lane, c]
+                else:
+                    for c in range(inputs):
+                        source, target = tap[c, block : block + lanes], into[c * WIDTH : (c + 1) * WIDTH]
+                        for lane in range(lanes):
+                            target[lane] = source[lane]
+
+
+@called
+def _multiply_line(
+    blocks, source, window, step, pitch, packed, weights, rows, depth, y, place, apart, wide, lanes, edge
+):
+    """`wide` outputs of a line, `lanes` channels of each: windows `step` apart, results `apart`."""
+    vectors = -(-lanes // LANES)
+    parts = -(-wide * vectors // SUMS)
+    for part in range(parts):
+        begin, end = wide * part // parts, wide * (part + 1) // parts
+        function, at = blocks[vectors, end - begin], place + begin * apart
+        target, goal, pitch_out = y, at, apart
+        if lanes < vectors * LANES:
+            target, goal, pitch_out = edge, 0, WIDTH
+        multiply_block(
+            *(function, source, window + begin * step, step, 0, pitch, 1),
+            *(packed, weights, 0, depth * WIDTH, WIDTH, 1, rows, depth, target, goal, pitch_out, 0),
+        )
+        if lanes < vectors * LANES:
+            for p in range(end - begin):
+                for lane in range(lanes):
+                    y[at + p * apart + lane] = edge[p * WIDTH + lane]
+
+
+@called
+def _multiply_phase(blocks, numbers, phase, clips, t, source, in_place, packed, y, begin_out, end_out, edge):
+    """The outputs of a phase in tile t, channels begin_out to end_out."""
+    image, images, line, lines = tile_of(numbers, t)
+    start, pitch, size = place_of(numbers, t, in_place)
+    c, c_out, kh, kw = numbers[C], numbers[C_OUT], phase[KH], phase[KW]
+    stride_h, apart = numbers[STRIDE_H], numbers[APART_W] * numbers[C_OUT]
+    start += (phase[TOP] - numbers[TOP_LINE]) * pitch + (phase[LEFT] - numbers[LEFT_COLUMN]) * c
+    for block in range(begin_out, end_out, WIDTH):
+        lanes = min(WIDTH, c_out - block)
+        weights = phase[WEIGHTS] + block * kh * kw * c
+        for k in range(images):
+            for i in range(min(lines, phase[LINES] - line)):
+                line_out = (image + k) * numbers[H_OUT] + (line + i) * numbers[APART_H] + phase[ROW]
+                place = (line_out * numbers[W_OUT] + phase[COLUMN]) * c_out + block
+                if kh * kw == 0:
+                    for p in range(phase[COLUMNS]):
+                        y[place + p * apart : place + p * apart + lanes] = np.float32(0)
+                    continue
+                r, rows = 0, kh
+                if clips:
+                    above = (line + i) * stride_h + phase[TOP]
+                    r = min(max(0, -above), kh - 1)
+                    rows = max(min(kh, numbers[H] - above) - r, 1)
+                _multiply_line(
+                    *(blocks, source, start + k * size + (i * stride_h + r) * pitch, numbers[STRIDE_W] * c, pitch),
+                    *(packed, weights + r * kw * c * WIDTH, rows, kw * c),
+                    *(y, place, apart, phase[COLUMNS], lanes, edge),
+                )
+
+
+@compiled
+def multiply_windows(
+    first,
+    last,
+    blocks,
+    table,
+    numbers,
+    phases,
+    clips,
+    how,
+    x,
+    dy,
+    parameters,
+    width,
+    packed,
+    bias,
+    y,
+    after,
+    before,
+    of_before,
+    width_after,
+    starts,
+    firsts,
+    sums,
+    slab,
+    edge,
+):
+    """Pieces first to last of y = windows times weights, and the bias where there is one. All but tables are flat.
+
+    `clips`: taps in the padding above and below are left out; the others are multiplied by its zeros. `table` has the
+    passes: by `how` of them source pixels are filled in from x and dy, with `parameters` of `width`.
+
+    What comes `after` a tile is done while it is in the cache: a pass with sums, SUM_SHIFTED over y, or one over y as
+    the gradient of a normalization of `before`, whose parameters are `of_before`. Then `sums` is (3, chunks, c_out),
+    and `starts` and `firsts` are the plan's chunks; a tile is one piece.
+    """
+    in_place = numbers[PLAIN] == 1 and how == COPY
+    source = x if in_place else slab
+    c_out, many = numbers[C_OUT], -(-numbers[C_OUT] // WIDTH)
+    for piece in range(first, last):
+        t, split = piece % numbers[TILES], piece // numbers[TILES]
+        begin_out = many * split // numbers[SPLITS] * WIDTH
+        end_out = min(many * (split + 1) // numbers[SPLITS] * WIDTH, c_out)
+        if not in_place:
+            fill_tile(table, numbers, t, how, x, dy, parameters, width, slab)
+        for f in range(len(phases)):
+            _multiply_phase(
+                *(blocks, numbers, phases[f], clips, t, source, in_place, packed, y, begin_out, end_out, edge)
+            )
+        if bias.size:
+            image, images, line, lines = tile_of(numbers, t)
+            begin = (image * numbers[H_OUT] + line) * numbers[W_OUT]
+            part_of_bias = bias[begin_out:end_out]
+            for row in range(begin, begin + ((images - 1) * numbers[H_OUT] + lines) * numbers[W_OUT]):
+                target = y[row * c_out + begin_out : row * c_out + end_out]
+                for lane in range(len(target)):
+                    target[lane] += part_of_bias[lane]
+        if after != NOTHING:
+            summed = y if after == SUM_SHIFTED else before
+            sum_chunks(
+                *(firsts[t], firsts[t + 1], table, after, summed, y, y),
+                *(c_out, width_after, starts, of_before, y, sums),
+            )

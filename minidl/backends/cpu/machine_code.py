@@ -1,0 +1,83 @@
+"""Functions written in LLVM's language: vectors of this processor, building, and calling them from Numba's kernels.
+
+Numba leaves to LLVM what becomes a vector and what stays in a register; where that decides about the speed, a function
+is put together here, instruction by instruction. It costs milliseconds to build.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import config
+from numba.core.codegen import get_host_cpu_features
+
+
+def _processor() -> tuple[str, str]:
+    """Name and features, as LLVM has them, of what Numba compiles for: this processor, unless it is told another."""
+    name, features = config.CPU_NAME, config.CPU_FEATURES
+    name = llvm.get_host_cpu_name() if name is None else name
+    return name, get_host_cpu_features() if features is None else features
+
+
+def _vectors(features: str) -> tuple[int, int]:
+    """Lanes of its vectors of float32, and how many vectors of sums its registers hold beside what is read."""
+    has = set(features.split(","))
+    if "+avx512f" in has:
+        return 16, 16  # of 32 registers; with more it is no faster
+    if {"+avx2", "+fma"} <= has:
+        return 8, 12  # of 16
+    return 4, 12
+
+
+LANES, SUMS = _vectors(_processor()[1])
+
+I64, FLOAT = ir.IntType(64), ir.FloatType()
+POINTER = FLOAT.as_pointer()
+VECTOR = ir.VectorType(FLOAT, LANES)
+ZERO = ir.Constant(VECTOR, [0.0] * LANES)
+
+
+def number(value: int) -> ir.Constant:
+    """An integer."""
+    return ir.Constant(I64, value)
+
+
+def vector_at(b: ir.IRBuilder, base: Any, index: Any) -> Any:
+    """A pointer to the vector that begins with element `index`."""
+    return b.bitcast(b.gep(base, [index]), VECTOR.as_pointer())
+
+
+def build(module: ir.Module, names: Sequence[str]) -> tuple[list[int], Any]:
+    """The functions' addresses in machine code, and what owns it and must be kept."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    module.triple = llvm.get_process_triple()
+    name, features = _processor()
+    machine = llvm.Target.from_default_triple().create_target_machine(cpu=name, features=features, opt=2)
+    owner = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine)
+    owner.finalize_object()
+    return [owner.get_function_address(name) for name in names], owner
+
+
+def caller(function: ir.FunctionType) -> Callable[..., Any]:
+    """What generates, within an intrinsic of Numba, the call of a function by its address.
+
+    The intrinsic's arguments are the address and then the function's; for each pointer two of them, an array and the
+    element to begin with. The array is contiguous.
+    """
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        given, place = [], 1
+        for kind in function.args:
+            if kind == POINTER:
+                data = context.make_array(signature.args[place])(context, b, args[place]).data
+                given.append(b.gep(data, [args[place + 1]]))
+                place += 2
+            else:
+                given.append(args[place])
+                place += 1
+        b.call(b.inttoptr(args[0], function.as_pointer()), given)
+        return context.get_dummy_value()
+
+    return generate
