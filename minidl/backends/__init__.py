@@ -25,7 +25,7 @@ from minidl.errors import ConfigError, DeviceError
 
 DEVICES = ("auto", "cpu", "cuda", "emulator")
 # What a device's convolutions and linear layers can be computed in, its own choice first. "tf32" rounds their factors
-# to 10 bits of fraction, for tensor cores, and adds in float32; everything else is float32 in either. "bf16" and "fp16"
+# to 10 bits of fraction, for tensor cores, and adds in float32; everything else is float32 in any. "bf16" and "fp16"
 # store images' activations in 16 bits, too, and multiply those (kernels/storage.py); vectors, parameters, statistics
 # and sums stay float32, and linear layers are as with "tf32".
 NAMES_OF_PRECISIONS = ("fp32", "tf32", "bf16", "fp16")

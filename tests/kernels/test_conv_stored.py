@@ -1,9 +1,8 @@
 """Convolutions of images stored in 16 bits. Numbers are whole and small, so that sums are exact, and rounded once."""
 
-from typing import NamedTuple
-
 import numpy as np
 import pytest
+from convolutions import Case
 from emulated import Recorder, blank, launched, placed
 from numba import int64
 from numpy.testing import assert_array_equal
@@ -16,7 +15,6 @@ from kernels.conv import (
     conv2d_forward,
     conv2d_forward_reference,
 )
-from kernels.conv.geometry import Geometry
 from kernels.conv.tensor_core import (
     conv2d_backward_input_narrow_tensor_core,
     conv2d_backward_weight_narrow_tensor_core,
@@ -31,28 +29,6 @@ NARROW = BFLOAT16, FLOAT16
 each_narrow = pytest.mark.parametrize("storage", NARROW, ids=repr)
 
 
-class Case(NamedTuple):
-    """x (n, h, w, c_in), kernel, c_out, stride and padding."""
-
-    x: tuple[int, int, int, int]
-    kernel: tuple[int, int]
-    c_out: int
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-
-    @property
-    def geometry(self) -> Geometry:
-        return Geometry(*self.x[1:], *self.kernel, self.c_out, *self.stride, *self.padding)
-
-    @property
-    def w(self) -> tuple[int, int, int, int]:
-        return *self.kernel, self.x[3], self.c_out
-
-    @property
-    def y(self) -> tuple[int, int, int, int]:
-        return self.x[0], self.geometry.ho, self.geometry.wo, self.c_out
-
-
 def whole(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return placed(rng.integers(-3, 4, shape))
 
@@ -60,7 +36,7 @@ def whole(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 def assert_products(rng, case: Case, x_storage: Storage, y_storage: Storage, technique: str | None) -> list[str]:
     """All three, each rounded once; returns the kernels of the runs."""
     x, w, bias, dy = (whole(rng, shape) for shape in (case.x, case.w, (case.c_out,), case.y))
-    run, window = EmulatorRunner(counts=True), (case.stride, case.padding)
+    run, window = EmulatorRunner(counts=True), case.window
     y, dx, dw = blank(case.y, 0, y_storage.dtype), blank(case.x, 0, x_storage.dtype), blank(case.w)
     stored_x, stored_dy = (placed(s.encode(a), 0, s.dtype) for s, a in ((x_storage, x), (y_storage, dy)))
     conv2d_forward(run, stored_x, w, bias, y, *window, technique=technique)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chains import WAYS, alike, assert_same_way, compare
 
 from minidl import nn, optim
 from minidl.backends import get_backend
@@ -98,18 +99,6 @@ def made(name: str, backend: Any = "reference", fused: bool = True) -> nn.Sequen
 def chained(model: nn.Module) -> list[NormalizedConvolution]:
     sequentials = [module for _, module in model.named_modules() if isinstance(module, nn.Sequential)]
     return [step for module in sequentials for step in module.steps if isinstance(step, NormalizedConvolution)]
-
-
-def alike(a: np.ndarray, b: np.ndarray, what: str, share: float = 1e-12) -> None:
-    """Within `share` of the array's largest element."""
-    assert np.abs(a - b).max(initial=0) <= share * np.abs(b).max(initial=0), what
-
-
-def compare(first: nn.Module, second: nn.Module, share: float = 1e-12) -> None:
-    states = first.state_dict(), second.state_dict()
-    assert list(states[0]) == list(states[1])
-    for name, value in states[0].items():
-        alike(value, states[1][name], name, share)
 
 
 @pytest.mark.parametrize("device", ["reference", "in fours"])
@@ -208,35 +197,17 @@ def test_the_end_of_a_block_takes_statistics_and_gives_sums(rng) -> None:
     assert "batchnorm_pending_gradient" not in ran
 
 
-WAYS: dict[str, Callable[[nn.Module], Any]] = {
-    "evaluation": lambda model: model.eval(),
-    "frozen statistics": lambda model: nn.freeze_batchnorm(model, affine=False),
-    "frozen gamma and beta": lambda model: nn.freeze_batchnorm(model, statistics=False),
+ALL_WAYS: dict[str, Callable[[nn.Module], Any]] = {
+    **WAYS,
     "one frozen within a chain": lambda model: model[4][1].freeze_statistics(),
     "one frozen at a block's end": lambda model: model[4][4].freeze_statistics(),
-    "no gradient of x": lambda model: setattr(model[0], "input_gradient", False),
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ALL_WAYS)
 def test_modes(way: str, rng) -> None:
-    """What cannot go through a chain goes as it does without; what of a layer is frozen stays as it is."""
     plain, fused = (made("strided blocks", fused=fuses) for fuses in (False, True))
-    for step in range(3):
-        x, dy = rng.standard_normal((4, *IMAGE)), rng.standard_normal((4, 3))
-        if step == 1:
-            WAYS[way](plain), WAYS[way](fused)
-        alike(fused.forward(x), plain.forward(x), "the output")
-        gradients = fused.backward(dy), plain.backward(dy)
-        if way == "no gradient of x" and step:
-            assert gradients == (None, None)
-        else:
-            alike(*gradients, "the gradient of x", 1e-11)
-    for (name, a), b in zip(fused.named_parameters(), plain.parameters(), strict=True):
-        assert (a.grad is None) == (b.grad is None), name
-        if a.grad is not None:
-            alike(a.grad, b.grad, name, 1e-11)  # of the passes together: nothing was forgotten between them
-    compare(fused, plain)
+    assert_same_way(fused, plain, ALL_WAYS[way], (4, *IMAGE), rng)
 
 
 def sharing(*parts: slice) -> list[nn.Sequential]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from chains import WAYS, alike, assert_same_way, compare
 
 from minidl import nn, optim
 from minidl.backends.cpu import CpuBackend
@@ -39,17 +40,6 @@ def network(pool: str = "2x2", device: Any = "reference", fused: bool = True, **
 
 def pools(model: nn.Sequential) -> list[NormalizedPooling]:
     return [step for step in model.steps if isinstance(step, NormalizedPooling)]
-
-
-def alike(a: Any, b: Any, what: str, share: float = 1e-11) -> None:
-    """Within `share` of the array's largest element."""
-    assert np.abs(a - b).max(initial=0) <= share * np.abs(b).max(initial=0), what
-
-
-def compare(first: nn.Module, second: nn.Module, share: float = 1e-11) -> None:
-    states = first.state_dict(), second.state_dict()
-    for name, value in states[0].items():
-        alike(value, states[1][name], name, share)
 
 
 @pytest.mark.parametrize("options", [{}, {"relu": False}, {"affine": False}, {"momentum": None}], ids=str)
@@ -134,35 +124,17 @@ def test_the_activation_is_not_stored(rng) -> None:
     assert not {"batchnorm_apply", "max_pool2d_backward"} & set(device.calls)
 
 
-WAYS: dict[str, Callable[[nn.Module], Any]] = {
-    "evaluation": lambda model: model.eval(),
-    "frozen statistics": lambda model: nn.freeze_batchnorm(model, affine=False),
-    "frozen gamma and beta": lambda model: nn.freeze_batchnorm(model, statistics=False),
+ALL_WAYS: dict[str, Callable[[nn.Module], Any]] = {
+    **WAYS,
     "one frozen before a pool": lambda model: model[1].freeze_statistics(),
     "one frozen at the start of a chain": lambda model: model[5].freeze_statistics(),
-    "no gradient of x": lambda model: setattr(model[0], "input_gradient", False),
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ALL_WAYS)
 def test_modes(way: str, rng) -> None:
-    """What cannot go through a chain goes as it does without; what of a layer is frozen stays as it is."""
     plain, fused = (network(fused=fuses) for fuses in (False, True))
-    for step in range(3):
-        x, dy = rng.standard_normal((4, *IMAGE)), rng.standard_normal((4, 3))
-        if step == 1:
-            WAYS[way](plain), WAYS[way](fused)
-        alike(fused.forward(x), plain.forward(x), "the output")
-        gradients = fused.backward(dy), plain.backward(dy)
-        if way == "no gradient of x" and step:
-            assert gradients == (None, None)
-        else:
-            alike(*gradients, "the gradient of x")
-    for (name, a), b in zip(fused.named_parameters(), plain.parameters(), strict=True):
-        assert (a.grad is None) == (b.grad is None), name
-        if a.grad is not None:
-            alike(a.grad, b.grad, name)
-    compare(fused, plain)
+    assert_same_way(fused, plain, ALL_WAYS[way], (4, *IMAGE), rng)
 
 
 def test_it_is_fused_where_the_device_says_so(rng) -> None:

@@ -26,7 +26,6 @@ from minidl.backends.cpu.passes import (
 )
 from minidl.backends.cpu.threads import QUIET
 
-NOTHING = np.empty(0, np.float32)
 GRAIN_ELEMENTS = 1 << 15  # a piece of work for a thread; below it a second thread costs more than it saves
 
 
@@ -63,7 +62,7 @@ class BatchNormOps(CpuDevice):
         rows, channels = matrix.shape
         starts, flat = chunk_starts(rows), x.reshape(-1)
         width = channels * repeats(channels)
-        found = self._sum_chunks(SUM_SHIFTED, (flat, flat, flat), channels, NOTHING, width, starts, flat)
+        found = self._sum_chunks(SUM_SHIFTED, (flat, flat, flat), channels, flat, width, starts, flat)
         loops.finish_statistics(matrix, starts, eps, found, *out)
 
     def _sum_chunks(

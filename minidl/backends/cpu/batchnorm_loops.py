@@ -40,9 +40,9 @@ def sum_chunks(first, last, table, which, x, dy, y, channels, width, starts, par
     """Chunks first to last of `sums` (3, chunks, channels), by pass `which`: its two sums of each chunk.
 
     Passes over gradients read `parameters` (6, width), and those that mask write `g`. SUM_SHIFTED sums x - shift and
-    its square, where the shift, sums[2], is near the mean of the chunk; it reads nothing else. The shift is the mean of
-    the chunk's first HEAD rows: wherever outliers are, the squares sum to at most CHUNK / HEAD times what they would
-    about the mean of the chunk. (About a single element it could be CHUNK times.)
+    its square, where the shift, sums[2], is near the mean of the chunk; it reads x alone. The shift is the mean of the
+    chunk's first HEAD rows: wherever outliers are, the squares sum to at most CHUNK / HEAD times what they would about
+    the mean of the chunk. (About a single element it could be CHUNK times.)
     """
     shift, both = np.empty(width, np.float32), np.empty(2 * width, np.float32)
     given = shift if which == SUM_SHIFTED else parameters

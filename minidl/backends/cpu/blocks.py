@@ -16,8 +16,6 @@ Source  K. Goto, R. van de Geijn, "Anatomy of high-performance matrix multiplica
         et al., "Anatomy of high-performance deep learning convolutions on SIMD architectures", SC18, arXiv:1808.05567.
 """
 
-import functools
-import threading
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,20 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from minidl.backends.cpu.machine_code import I64, LANES, POINTER, SUMS, VECTOR, ZERO, build, caller, number, vector_at
+from minidl.backends.cpu.machine_code import (
+    I64,
+    LANES,
+    POINTER,
+    SUMS,
+    VECTOR,
+    ZERO,
+    build,
+    caller,
+    number,
+    once,
+    spread,
+    vector_at,
+)
 
 VECTORS = 2
 WIDTH = VECTORS * LANES  # lanes of the widest block
@@ -64,7 +75,7 @@ def _define(module: ir.Module, name: str, pixels: int, vectors: int) -> None:
     weights = [b.load(vector_at(b, step.w, number(v * LANES)), align=4) for v in range(vectors)]
     sums = {}
     for p in range(pixels):
-        value = _spread(b, b.load(b.gep(step.x, [b.mul(number(p), given["x_pixel"])]), align=4))
+        value = spread(b, b.load(b.gep(step.x, [b.mul(number(p), given["x_pixel"])]), align=4))
         for v in range(vectors):
             sums[p, v] = b.call(fma, [value, weights[v], step.sums[p, v]])
     step.end(blocks["step"], given["depth"], given["x_step"], given["w_step"], sums, blocks["row_end"])
@@ -116,28 +127,9 @@ class _Loop:
             phi.add_incoming(sums[cell], block)
 
 
-def _spread(b: Any, value: Any) -> Any:
-    """The number in all lanes."""
-    anything = ir.Constant(VECTOR, ir.Undefined)
-    first = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-    return b.shuffle_vector(b.insert_element(anything, value, ir.Constant(ir.IntType(32), 0)), anything, first)
-
-
-_lock = threading.Lock()
-
-
-def block_table() -> np.ndarray:
-    """Addresses of the functions, (VECTORS + 1, SUMS + 1) int64, by vectors and pixels; compiled at the first call.
-
-    For as many pixels as SUMS // vectors.
-    """
-    with _lock:
-        return _compile()[0]
-
-
-@functools.cache
-def _compile() -> tuple[np.ndarray, Any]:
-    """And what owns the machine code."""
+@once
+def _built() -> tuple[np.ndarray, Any]:
+    """The table, and what owns the machine code."""
     module = ir.Module("minidl.blocks")
     ir.Function(module, ir.FunctionType(VECTOR, [VECTOR] * 3), _FMA)
     sizes = [(vectors, pixels) for vectors in range(1, VECTORS + 1) for pixels in range(1, SUMS // vectors + 1)]
@@ -149,6 +141,14 @@ def _compile() -> tuple[np.ndarray, Any]:
     for address, (vectors, pixels) in zip(addresses, sizes, strict=True):
         table[vectors, pixels] = address
     return table, owner
+
+
+def block_table() -> np.ndarray:
+    """Addresses of the functions, (VECTORS + 1, SUMS + 1) int64, by vectors and pixels; built at the first call.
+
+    For as many pixels as SUMS // vectors.
+    """
+    return _built()[0]
 
 
 @intrinsic

@@ -20,9 +20,8 @@ from minidl.backends.protocol import Pair
 
 FEW = 4  # input channels, for which the gradient of the input is better scattered than gathered
 
-PLAIN = 1 << 12
 NOTHING = np.empty(0, np.float32)
-NO_PARAMETERS = np.empty((6, PLAIN), np.float32)  # of passes that read none, but go by their width
+NO_PARAMETERS = np.empty((6, 1 << 12), np.float32)  # of passes that read none, but go by their width
 PACKED = 1 << 15  # weights that a thread packs or adds up at a time
 DISPATCHES = 64  # times that threads go for pieces; more would cost more than waiting for the last one
 
@@ -49,7 +48,7 @@ class After(NamedTuple):
 
 
 NO_CHUNKS = np.empty(0, np.int64)
-NO_SUMS = After(convolution_windows.NOTHING, NOTHING, NOTHING, 0, NO_CHUNKS, NO_CHUNKS, np.empty((3, 0, 0), np.float32))
+NO_SUMS = After(convolution_windows.NO_PASS, NOTHING, NOTHING, 0, NO_CHUNKS, NO_CHUNKS, np.empty((3, 0, 0), np.float32))
 
 
 def as_it_is(x: np.ndarray) -> Source:

@@ -41,7 +41,7 @@ from minidl.backends.cpu.machine_code import LANES, SUMS
 from minidl.backends.cpu.passes import COPY, SUM_SHIFTED
 from minidl.backends.cpu.slab import fill_tile, place_of, tile_of
 
-NOTHING = -1  # what comes after a tile, if no pass
+NO_PASS = -1  # what comes after a tile, if nothing does
 
 
 @compiled
@@ -189,7 +189,7 @@ def multiply_windows(
                 target = y[row * c_out + begin_out : row * c_out + end_out]
                 for lane in range(len(target)):
                     target[lane] += part_of_bias[lane]
-        if after != NOTHING:
+        if after != NO_PASS:
             summed = y if after == SUM_SHIFTED else before
             sum_chunks(
                 *(firsts[t], firsts[t + 1], table, after, summed, y, y),

@@ -4,8 +4,10 @@ Numba leaves to LLVM what becomes a vector and what stays in a register; where t
 is put together here, instruction by instruction. It costs milliseconds to build.
 """
 
+import functools
+import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import llvmlite.binding as llvm
 from llvmlite import ir
@@ -30,6 +32,8 @@ def _vectors(features: str) -> tuple[int, int]:
     return 4, 12
 
 
+Result = TypeVar("Result")
+
 LANES, SUMS = _vectors(_processor()[1])
 
 I64, FLOAT = ir.IntType(64), ir.FloatType()
@@ -46,6 +50,26 @@ def number(value: int) -> ir.Constant:
 def vector_at(b: ir.IRBuilder, base: Any, index: Any) -> Any:
     """A pointer to the vector that begins with element `index`."""
     return b.bitcast(b.gep(base, [index]), VECTOR.as_pointer())
+
+
+def spread(b: ir.IRBuilder, value: Any) -> Any:
+    """A vector of the number, of whatever type, in all lanes."""
+    anything = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+    index = ir.IntType(32)
+    first = ir.Constant(ir.VectorType(index, LANES), [0] * LANES)
+    return b.shuffle_vector(b.insert_element(anything, value, ir.Constant(index, 0)), anything, first)
+
+
+def once(make: Callable[[], Result]) -> Callable[[], Result]:
+    """A function that makes something at its first call, however many threads call it, and then gives that."""
+    lock, made = threading.Lock(), functools.cache(make)
+
+    @functools.wraps(make)
+    def given() -> Result:
+        with lock:
+            return made()
+
+    return given
 
 
 def build(module: ir.Module, names: Sequence[str]) -> tuple[list[int], Any]:

@@ -5,8 +5,6 @@ g is the gradient of the normalization's output, which behind a ReLU is that of 
 """
 
 import ctypes
-import functools
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from minidl.backends.cpu.machine_code import build, caller
+from minidl.backends.cpu.machine_code import build, caller, once
 from minidl.backends.cpu.vectors import SIGNATURE, Numbers, Pass, Value, define
 
 SHIFT, DELTA, SCALE, BETA, MEAN_G, SLOPE = range(6)  # rows of parameters
@@ -84,15 +82,28 @@ PASSES = (
     ),
 )
 NAMES = tuple(made.name for made in PASSES)
-(COPY, NORMALIZE, NORMALIZE_RELU, GRADIENT, GRADIENT_RELU, NORMALIZE_ADD_RELU, SCALED, MASK_AND_SCALE) = range(8)
-(SUM_SHIFTED, SUM_GRADIENTS, SUM_GRADIENTS_RELU, MASK_AND_SUM, MASK_BY_OUTPUT_AND_SUM) = range(8, 13)
+(
+    COPY,
+    NORMALIZE,
+    NORMALIZE_RELU,
+    GRADIENT,
+    GRADIENT_RELU,
+    NORMALIZE_ADD_RELU,
+    SCALED,
+    MASK_AND_SCALE,
+    SUM_SHIFTED,
+    SUM_GRADIENTS,
+    SUM_GRADIENTS_RELU,
+    MASK_AND_SUM,
+    MASK_BY_OUTPUT_AND_SUM,
+) = range(len(PASSES))
 
 _PROTOTYPE = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 6)
-_lock = threading.Lock()
 
 
-@functools.cache
-def _build() -> tuple[np.ndarray, list[Any], Any]:
+@once
+def _built() -> tuple[np.ndarray, list[Any], Any]:
+    """The table, the same for Python, and what owns the machine code."""
     module = ir.Module("minidl.passes")
     for made in PASSES:
         define(module, made)
@@ -102,8 +113,7 @@ def _build() -> tuple[np.ndarray, list[Any], Any]:
 
 def pass_table() -> np.ndarray:
     """Addresses of the passes, by their numbers; built at the first call."""
-    with _lock:
-        return _build()[0]
+    return _built()[0]
 
 
 def repeats(channels: int) -> int:
@@ -114,9 +124,7 @@ def repeats(channels: int) -> int:
 def run_pass(first: int, last: int, which: int, width: int, parameters: int, *places: int) -> None:
     """Numbers first to last of flat arrays, by their addresses: a, b, c and y. Releases the GIL."""
     a, b, c, y = (place + 4 * first for place in places)
-    with _lock:
-        run = _build()[1][which]
-    run(last - first, width, a, b, c, parameters, y, 0)
+    _built()[1][which](last - first, width, a, b, c, parameters, y, 0)
 
 
 @intrinsic

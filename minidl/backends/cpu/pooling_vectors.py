@@ -5,10 +5,6 @@ that its ReLU lets through, have the bits that those passes give, and neither is
 do not overlap, the usual ones, have functions without loops over a window's elements.
 """
 
-# ruff: noqa: ARG001 - Numba reads the names of an intrinsic's arguments
-
-import functools
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from minidl.backends.cpu.machine_code import I64, LANES, POINTER, VECTOR, ZERO, build, caller, number
+from minidl.backends.cpu.machine_code import I64, LANES, POINTER, VECTOR, ZERO, build, caller, number, once, spread
 from minidl.backends.cpu.passes import BETA, DELTA, MASK_AND_SUM, NORMALIZE, NORMALIZE_RELU, PASSES, SCALE, SHIFT
 from minidl.backends.cpu.passes import SUM_GRADIENTS as WITHOUT_RELU
 from minidl.backends.cpu.vectors import Function, Numbers, Value
@@ -70,9 +66,7 @@ class _Channels(Function):
 
     def places(self, place: Any) -> Any:
         """The number, as int32, in all lanes."""
-        anything = ir.Constant(_PLACES, ir.Undefined)
-        one = self.b.insert_element(anything, self.b.trunc(place, _I32), ir.Constant(_I32, 0))
-        return self.b.shuffle_vector(one, anything, ir.Constant(_PLACES, [0] * LANES))
+        return spread(self.b, self.b.trunc(place, _I32))
 
 
 def _define_maximum(module: ir.Module, name: str, activation: int, is_2x2: bool) -> None:
@@ -196,12 +190,9 @@ def _define_gradient(module: ir.Module, name: str, gradient: int, by_twos: bool)
     b.ret_void()
 
 
-_lock = threading.Lock()
-
-
-@functools.cache
-def _build() -> tuple[np.ndarray, Any]:
-    """And what owns the machine code."""
+@once
+def _built() -> tuple[np.ndarray, Any]:
+    """The table, and what owns the machine code."""
     module, names = ir.Module("minidl.pooling"), []
     for define, what, passes in (
         (_define_maximum, "maximum", (NORMALIZE, NORMALIZE_RELU)),
@@ -217,8 +208,7 @@ def _build() -> tuple[np.ndarray, Any]:
 
 def line_table() -> np.ndarray:
     """Addresses of the functions, by their numbers; built at the first call."""
-    with _lock:
-        return _build()[0]
+    return _built()[0]
 
 
 @intrinsic

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 
-from minidl.backends.cpu.machine_code import I64, LANES, POINTER, SUMS, VECTOR, ZERO, number, vector_at
+from minidl.backends.cpu.machine_code import I64, LANES, POINTER, SUMS, VECTOR, ZERO, number, spread, vector_at
 
 #                                          count width a        b        c        parameters y        z
 SIGNATURE = ir.FunctionType(ir.VoidType(), [I64, I64, POINTER, POINTER, POINTER, POINTER, POINTER, POINTER])
@@ -25,7 +25,6 @@ TOGETHER = SUMS // 2 & -4  # vectors that a pass with sums takes side by side: e
 
 _I32 = ir.IntType(32)
 _MASK = ir.VectorType(ir.IntType(1), LANES)
-_LANES_64 = ir.VectorType(I64, LANES)
 
 
 class Value:
@@ -137,10 +136,8 @@ class Function:
 
     def mask(self, many: Any) -> Any:
         """Of the first so many lanes."""
-        b, undefined = self.b, ir.Constant(_LANES_64, ir.Undefined)
-        spread = b.insert_element(undefined, many, ir.Constant(_I32, 0))
-        spread = b.shuffle_vector(spread, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
-        return b.icmp_signed("<", ir.Constant(_LANES_64, list(range(LANES))), spread)
+        lanes = ir.Constant(ir.VectorType(I64, LANES), list(range(LANES)))
+        return self.b.icmp_signed("<", lanes, spread(self.b, many))
 
 
 class _PassFunction(Function):
@@ -203,42 +200,25 @@ def _sum_columns(f: _PassFunction, i: Any, vectors: int, mask: Any) -> None:
     """Of the columns from i on: rows that are whole, and what the last one has."""
     b, width, count = f.b, f.given["width"], f.given["count"]
     columns = [b.add(i, number(v * LANES)) for v in range(vectors)]
-    before = b.block
-    head, inside, rest, done = (f.function.append_basic_block(name) for name in ("rows", "row", "rest", "sums"))
-    last = b.sub(count, number(LANES * vectors)) if mask is None else b.sub(count, b.sub(width, i))
-    b.branch(head)
-    b.position_at_end(head)
-    place = b.phi(I64)
-    place.add_incoming(i, before)
-    sums = [[b.phi(VECTOR) for _ in range(2)] for _ in range(vectors)]
-    for pair in sums:
-        for one in pair:
-            one.add_incoming(ZERO, before)
-    b.cbranch(b.icmp_signed("<=", place, last), inside, rest)
 
-    b.position_at_end(inside)
-    after = []
-    for v in range(vectors):
-        at = b.add(place, number(v * LANES))
-        stored, terms = f.made.expression(f.numbers(at, columns[v], mask))
+    def added(place: Any, v: int, sums: list[Any], here: Any) -> list[Any]:
+        """The two sums of a vector, with what is at `place`; what is stored there is."""
+        stored, terms = f.made.expression(f.numbers(place, columns[v], here))
         if stored is not None:
-            f.store("y", at, stored, mask)
-        after.append([b.fadd(one, term.value) for one, term in zip(sums[v], terms, strict=True)])
-    place.add_incoming(b.add(place, width), inside)
-    for v in range(vectors):
-        for one, following in zip(sums[v], after[v], strict=True):
-            one.add_incoming(following, inside)
-    b.branch(head)
+            f.store("y", place, stored, here)
+        return [b.fadd(total, term.value) for total, term in zip(sums, terms, strict=True)]
 
-    b.position_at_end(rest)
+    def row(place: Any, values: list[Any]) -> list[Any]:
+        following = [b.add(place, width)]
+        for v in range(vectors):
+            following += added(b.add(place, number(v * LANES)), v, values[1 + 2 * v : 3 + 2 * v], mask)
+        return following
+
+    across = number(LANES * vectors) if mask is None else b.sub(width, i)  # numbers of a row that are in these columns
+    end = b.add(b.sub(count, across), number(1))
+    place, *sums = f.fold(i, end, width, [i, *[ZERO] * (2 * vectors)], row)
     for v in range(vectors):
-        at = b.add(place, number(v * LANES))
+        at, before = b.add(place, number(v * LANES)), sums[2 * v : 2 * v + 2]
         here = f.mask(b.sub(count, at)) if mask is None else b.and_(mask, f.mask(b.sub(count, at)))
-        stored, terms = f.made.expression(f.numbers(at, columns[v], here))
-        if stored is not None:
-            f.store("y", at, stored, here)
-        for j, (one, term) in enumerate(zip(sums[v], terms, strict=True)):
-            total = b.select(here, b.fadd(one, term.value), one)
-            f.store("z", b.add(number(0) if j == 0 else width, columns[v]), Value(b, total), mask)
-    b.branch(done)
-    b.position_at_end(done)
+        for j, (total, other) in enumerate(zip(before, added(at, v, before, here), strict=True)):
+            f.store("z", b.add(b.mul(number(j), width), columns[v]), Value(b, b.select(here, other, total)), mask)
