@@ -1,11 +1,12 @@
 """Arrays in host memory: what the backends share whose arrays are NumPy's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from kernels.launch import Graph
+from kernels.loss_scale import settle_loss_scale_reference, unscale_reference
 
 
 class HostMemory:
@@ -50,3 +51,22 @@ class HostMemory:
             raise TypeError(f"{name} has dtype {array.dtype}, expected {wanted}; convert it with .astype('{wanted}')")
         # A read-only array would make Numba compile each kernel once more, for seconds; a copy takes microseconds.
         return array if array.flags.c_contiguous and array.flags.writeable else np.array(array, order="C")
+
+
+class HostLossScale:
+    """Loss scaling by its definition, for backends that store nothing in 16 bits; see `Backend` for the operations."""
+
+    def settle_loss_scale(
+        self,
+        norm: np.ndarray,
+        state: np.ndarray,
+        factor: np.ndarray,
+        numbers: np.ndarray,
+        still: np.ndarray,
+        interval: int,
+    ) -> None:
+        settle_loss_scale_reference(norm, state, factor, numbers, still, interval)
+
+    def unscale(self, arrays: Sequence[np.ndarray], factor: np.ndarray) -> None:
+        for array in arrays:
+            array[...] = unscale_reference(array, factor)

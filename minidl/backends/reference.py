@@ -21,7 +21,6 @@ from kernels import (
     group_norm,
     linear,
     loss,
-    loss_scale,
     metrics,
     noise,
     optimizer,
@@ -33,12 +32,12 @@ from kernels import (
 )
 from kernels.augmentation import draw_augmentation_reference
 from kernels.images import gather_images_reference, gather_labels_reference
-from minidl.backends.host import HostMemory
+from minidl.backends.host import HostLossScale, HostMemory
 from minidl.backends.protocol import BatchStatistics, GradientSums, Normalization, Pair, PendingGradient
 from minidl.backends.registered import Registered
 
 
-class ReferenceBackend(HostMemory, Registered):
+class ReferenceBackend(HostMemory, HostLossScale, Registered):
     """`Backend` in float64 NumPy."""
 
     name = "reference"
@@ -547,23 +546,6 @@ class ReferenceBackend(HostMemory, Registered):
     def clip_by_norm(self, arrays: Sequence[np.ndarray], norm: np.ndarray, max_norm: float) -> None:
         for array in arrays:
             array[...] = gradient_norm.clip_by_norm_reference(array, norm, max_norm)
-
-    # Loss scaling.
-
-    def settle_loss_scale(
-        self,
-        norm: np.ndarray,
-        state: np.ndarray,
-        factor: np.ndarray,
-        numbers: np.ndarray,
-        still: np.ndarray,
-        interval: int,
-    ) -> None:
-        loss_scale.settle_loss_scale_reference(norm, state, factor, numbers, still, interval)
-
-    def unscale(self, arrays: Sequence[np.ndarray], factor: np.ndarray) -> None:
-        for array in arrays:
-            array[...] = loss_scale.unscale_reference(array, factor)
 
 
 _cross_entropy = loss.cross_entropy_reference

@@ -1,7 +1,6 @@
-from typing import NamedTuple
-
 import numpy as np
 import pytest
+from convolutions import Case, name, whole
 from numba import int64
 from numpy.testing import assert_array_equal
 
@@ -18,7 +17,6 @@ from kernels.conv.direct import (
     conv2d_backward_weight_direct,
     conv2d_forward_direct,
 )
-from kernels.conv.geometry import Geometry
 from kernels.conv.implicit_gemm import (
     conv2d_backward_input_implicit_gemm,
     conv2d_backward_weight_implicit_gemm,
@@ -28,36 +26,8 @@ from kernels.errors import ShapeError
 from kernels.matmul.tiles import TILES, Tile, slices_of
 from kernels.run_emulated import EmulatorRunner
 from kernels.storage import FLOAT32
-from kernels.window import output_size
 
 TECHNIQUES = "direct", "implicit_gemm"  # which take everything
-
-
-class Case(NamedTuple):
-    """A convolution; the output's size follows."""
-
-    x: tuple[int, int, int, int]
-    kernel: tuple[int, int]
-    c_out: int
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-
-    @property
-    def y(self) -> tuple[int, int, int, int]:
-        ho, wo = (output_size(*axis) for axis in zip(self.x[1:3], self.kernel, self.stride, self.padding, strict=True))
-        return self.x[0], ho, wo, self.c_out
-
-    @property
-    def w(self) -> tuple[int, int, int, int]:
-        return *self.kernel, self.x[3], self.c_out
-
-    @property
-    def geometry(self) -> Geometry:
-        return Geometry(*self.x[1:], *self.kernel, self.c_out, *self.stride, *self.padding)
-
-    @property
-    def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        return self.stride, self.padding
 
 
 CASES = [
@@ -84,14 +54,6 @@ CASES = [
     Case((3, 16, 14, 12), (3, 3), 10, padding=(1, 1)),  # slices of taps and of pixels
     Case((0, 5, 5, 3), (3, 3), 2, padding=(1, 1)),  # no image
 ]
-
-
-def whole(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    return rng.integers(-3, 4, shape).astype(np.float32)
-
-
-def name(case: Case) -> str:
-    return "-".join("x".join(map(str, part)) if isinstance(part, tuple) else str(part) for part in case)
 
 
 @pytest.mark.parametrize("technique", TECHNIQUES)

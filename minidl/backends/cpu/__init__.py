@@ -9,12 +9,12 @@ from minidl.backends.cpu.group_norm import GroupNormOps
 from minidl.backends.cpu.images import ImageOps
 from minidl.backends.cpu.linear import LinearOps
 from minidl.backends.cpu.loss import LossOps
-from minidl.backends.cpu.loss_scale import LossScaleOps
 from minidl.backends.cpu.noise import NoiseOps
 from minidl.backends.cpu.optimizer import OptimizerOps
 from minidl.backends.cpu.pooling_normalized import NormalizedPoolingOps
 from minidl.backends.cpu.scale import ScaleOps
 from minidl.backends.cpu.steps import StepOps
+from minidl.backends.host import HostLossScale
 
 
 class CpuBackend(
@@ -23,7 +23,7 @@ class CpuBackend(
     ImageOps,
     LinearOps,
     LossOps,
-    LossScaleOps,
+    HostLossScale,
     NoiseOps,
     NormalizedConvolutionOps,
     NormalizedPoolingOps,

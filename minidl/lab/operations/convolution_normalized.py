@@ -101,12 +101,16 @@ def _gradient_kinds() -> Iterator[Kind]:
     yield from (Kind(name, PLAIN, family, g) for (name, family), g in product(GRADIENTS.items(), HOSTILE))
 
 
+def fitting_families(storage: Storage) -> dict[str, Family]:
+    """Those for images in 16 bits of whose results none is too large for the storage."""
+    known = families(storage) | {name: of_storage(FAMILIES[name], storage) for name in LARGE}
+    return {name: family for name, family in known.items() if name not in LEFT_OUT[storage]}
+
+
 def _stored_kinds() -> Iterator[Kind]:
-    """With images in 16 bits: numbers of whose results none is too large for the storage."""
+    """With images in 16 bits."""
     for storage in NARROW:
-        known = families(storage) | {name: of_storage(FAMILIES[name], storage) for name in LARGE}
-        for name in LEFT_OUT[storage]:
-            del known[name]
+        known = fitting_families(storage)
         plain = known.pop("ordinary")
         yield from (Kind("ordinary", plain, plain, geometry, "", storage) for geometry in STORED)
         yield from (Kind("ordinary", plain, plain, STORED[2], option, storage) for option in OPTIONS[1:])

@@ -27,10 +27,10 @@ from minidl.lab.operations.batchnorm_statistics import (
     read,
 )
 from minidl.lab.operations.case import Answers, Arrays, Case, Host, Output, Problem, Values, in_all_layouts, label
-from minidl.lab.operations.convolution_normalized import GRADIENTS, LARGE, LEFT_OUT, SUMS
+from minidl.lab.operations.convolution_normalized import GRADIENTS, SUMS, fitting_families
 from minidl.lab.operations.convolution_normalized_bounds import activation, masked_bound, wide
 from minidl.lab.operations.pooling import CEIL, DILATED, FEW, FOURS, GEOMETRIES, NARROW_GEOMETRIES, Geometry
-from minidl.lab.operations.stored import NARROW, families, half_unit, in_storage, of_storage
+from minidl.lab.operations.stored import NARROW, half_unit, in_storage
 
 PAIRS = Geometry((2, 8, 8, 16), (2, 2), (2, 2))
 OPTIONS = ("no-relu", "no-affine")
@@ -81,11 +81,9 @@ def _kinds() -> Iterator[Kind]:
 
 
 def _stored_kinds() -> Iterator[Kind]:
-    """With images in 16 bits: numbers of whose results none is too large for the storage."""
+    """With images in 16 bits."""
     for storage in NARROW:
-        known = families(storage) | {name: of_storage(FAMILIES[name], storage) for name in LARGE}
-        for name in LEFT_OUT[storage]:
-            del known[name]
+        known = fitting_families(storage)
         plain = known.pop("ordinary")
         yield from (Kind("ordinary", plain, plain, geometry, "", storage) for geometry in NARROW_GEOMETRIES)
         yield from (Kind("ordinary", plain, plain, NARROW_GEOMETRIES[4], option, storage) for option in OPTIONS)
