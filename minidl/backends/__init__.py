@@ -28,9 +28,15 @@ DEVICES = ("auto", "cpu", "cuda", "emulator")
 # to 10 bits of fraction, for tensor cores, and adds in float32; everything else is float32 in any. "bf16" and "fp16"
 # store images' activations in 16 bits, too, and multiply those (kernels/storage.py); vectors, parameters, statistics
 # and sums stay float32, and linear layers are as with "tf32".
-NAMES_OF_PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-PRECISIONS = {"cuda": ("tf32", "fp32", "bf16", "fp16"), "emulator": NAMES_OF_PRECISIONS}
-_FP32 = NAMES_OF_PRECISIONS[:1]
+# "winograd" is float32 throughout, but the CPU's convolutions of 3x3 multiply sums of what is in a tile: their errors
+# are in proportion to the largest numbers there.
+PRECISIONS = {
+    "cuda": ("tf32", "fp32", "bf16", "fp16"),
+    "emulator": ("fp32", "tf32", "bf16", "fp16"),
+    "cpu": ("winograd", "fp32"),
+    "reference": ("fp32",),
+}
+NAMES_OF_PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "winograd")
 _created: dict[tuple[str, int | None, str], Backend] = {}
 
 
@@ -53,12 +59,12 @@ def get_backend(name: str, threads: int | None = None, precision: str | None = N
 
 
 def _precision(device: str, precision: str | None) -> str:
-    known = PRECISIONS.get(device, _FP32)
+    known = PRECISIONS.get(device, ("fp32",))
     if precision is None:
         return known[0]
     if precision not in known:
-        others = " and ".join(f"device {name}" for name, has in PRECISIONS.items() if precision in has)
-        there = f"; {others} have it" if others else ""
+        others = [f"device {name}" for name, has in PRECISIONS.items() if precision in has]
+        there = f"; {' and '.join(others)} {'has' if len(others) == 1 else 'have'} it" if others else ""
         raise ConfigError(f"--precision {precision}: device {device} computes in {', '.join(known)} only{there}")
     return precision
 
@@ -96,7 +102,7 @@ def _create(name: str, threads: int | None, precision: str) -> Backend:
         from minidl.backends.cpu import CpuBackend
 
         try:
-            return CpuBackend(threads)
+            return CpuBackend(threads, precision)
         except RuntimeError as error:  # the system has its own limit
             raise DeviceError(f"--threads {threads}: that many threads cannot be had here ({error})") from None
     if name == "reference":

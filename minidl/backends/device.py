@@ -35,12 +35,12 @@ from kernels.rows import scale_rows
 from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, STORAGES
 from minidl.backends.protocol import Array, BatchStatistics, GradientSums, Normalization, Pair, PendingGradient
 from minidl.backends.registered import Registered
-from minidl.errors import ConfigError
+from minidl.backends.techniques import Techniques
 
 NARROW = {"bf16": BFLOAT16, "fp16": FLOAT16}  # by precision, how images' activations are stored
 
 
-class DeviceBackend(Registered):
+class DeviceBackend(Registered, Techniques):
     """The operations of `Backend`; a subclass has the memory, and the runner for arrays in it.
 
     Attributes:
@@ -70,17 +70,6 @@ class DeviceBackend(Registered):
         """The techniques that an operation has; none where there is no choice."""
         host: Callable[..., Any] | None = _HOSTS.get(operation)
         return getattr(host, "techniques", ())
-
-    def use(self, operation: str, technique: str | None) -> None:
-        """Take that technique from now on; None lets the operation choose by its arrays. Raises ConfigError."""
-        if technique is None:
-            self.asked_for.pop(operation, None)
-            return
-        known = self.techniques(operation)
-        if technique not in known:
-            has = f"its techniques are {', '.join(known)}" if known else "it has no techniques to choose from"
-            raise ConfigError(f"{operation} has no technique '{technique}'; {has}")
-        self.asked_for[operation] = technique
 
     def _launch(self, host: Callable[..., Any], *args: Any, **options: Any) -> Any:
         technique = self.asked_for.get(host.__name__)

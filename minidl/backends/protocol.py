@@ -29,7 +29,7 @@ class Backend(Protocol):
     name: str  # "cpu", "cuda", "emulator" or "reference"
     dtype: np.dtype[Any]  # of activations and parameters: float32, or float64 on the reference
     captures: bool  # whether `capture` works
-    precision: str  # of convolutions and linear layers: "fp32" or "tf32"; "bf16" and "fp16" say `activations` too
+    precision: str  # of convolutions and linear layers (docs/kernels.md); "bf16" and "fp16" say `activations` too
 
     @property
     def activations(self) -> np.dtype[Any]:

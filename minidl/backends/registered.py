@@ -14,7 +14,7 @@ class Registered:
 
     key: tuple[Any, ...]  # what `get_backend` was given
     dtype: np.dtype[Any]
-    precision: str = "fp32"  # of convolutions and linear layers; few devices have another
+    precision: str = "fp32"  # of convolutions and linear layers
 
     @property
     def activations(self) -> np.dtype[Any]:

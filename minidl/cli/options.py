@@ -42,8 +42,8 @@ precision = click.option(
     "--precision",
     type=click.Choice(NAMES_OF_PRECISIONS),
     help="Of convolutions and linear layers: fp32 is exact float32; tf32 is for tensor cores, with factors rounded to "
-    "10 bits of fraction; bf16 and fp16 also store images' activations in 16 bits, fp16 with loss scaling.  [default: "
-    "tf32 on a GPU, else fp32]",
+    "10 bits of fraction; bf16 and fp16 also store images' activations in 16 bits, fp16 with loss scaling; winograd is "
+    "float32 with fewer multiplications in 3x3 convolutions.  [default: tf32 on a GPU, winograd on the CPU]",
 )
 crop_padding = click.option(
     "--crop-padding",

@@ -17,11 +17,14 @@ from kernels import conv, noise, pooling
 from kernels.emulator.tensor import round_tf32
 from kernels.storage import BFLOAT16, FLOAT16
 from kernels.window import span_of
+from minidl.backends.techniques import WINOGRAD
+from minidl.lab import winograd_bounds
 from minidl.lab.budget import TINY, U, chained, products, rounding, summation
 
 Host = NDArray[Any]
 Pair = tuple[int, int]
 Bounds = dict[str, Any]
+Product = Callable[[Host, Host], Host]
 
 
 def conv2d_forward(x: Host, w: Host, bias: Host | None, stride: Pair, padding: Pair, precision: str = "fp32") -> Bounds:
@@ -30,7 +33,10 @@ def conv2d_forward(x: Host, w: Host, bias: Host | None, stride: Pair, padding: P
     def made(x: Host, w: Host) -> Host:
         return conv.conv2d_forward_reference(x, w, None, stride, padding)
 
-    return {"y": _product(made, x, w, math.prod(w.shape[:3]), precision, bias)}
+    def tiles(x: Host, w: Host) -> Host:
+        return winograd_bounds.forward(x, w, padding)
+
+    return {"y": _product(made, x, w, math.prod(w.shape[:3]), precision, bias, tiles)}
 
 
 def conv2d_backward_input(
@@ -41,7 +47,10 @@ def conv2d_backward_input(
     def made(dy: Host, w: Host) -> Host:
         return conv.conv2d_backward_input_reference(dy, w, shape, stride, padding)  # type: ignore[arg-type]
 
-    return {"dx": _product(made, dy, w, _overlap(w.shape[:2], stride) * w.shape[3], precision)}
+    def tiles(dy: Host, w: Host) -> Host:
+        return winograd_bounds.backward_input(dy, w, padding)
+
+    return {"dx": _product(made, dy, w, _overlap(w.shape[:2], stride) * w.shape[3], precision, tiles=tiles)}
 
 
 def conv2d_backward_weight(
@@ -52,11 +61,14 @@ def conv2d_backward_weight(
     def made(x: Host, dy: Host) -> Host:
         return conv.conv2d_backward_weight_reference(x, dy, shape, stride, padding)  # type: ignore[arg-type]
 
-    return {"dw": _product(made, x, dy, math.prod(dy.shape[:3]), precision)}
+    def tiles(x: Host, dy: Host) -> Host:
+        return winograd_bounds.backward_weight(x, dy, padding)
+
+    return {"dw": _product(made, x, dy, math.prod(dy.shape[:3]), precision, tiles=tiles)}
 
 
 def _product(
-    made: Callable[[Host, Host], Host], a: Host, b: Host, terms: int, precision: str, bias: Host | None = None
+    made: Product, a: Host, b: Host, terms: int, precision: str, bias: Host | None = None, tiles: Product | None = None
 ) -> Host:
     """Of the sum of `terms` products, `made` of its two factors, and the bias.
 
@@ -66,10 +78,17 @@ def _product(
 
     In "bf16" and "fp16" they are rounded to that storage, which leaves what is stored so as it is. A zero in float16
     counts with the exponent of 2^-14.
+
+    By "winograd" it is off by `tiles` of the absolute values, or as in "fp32" where that makes it.
     """
     given = 0.0 if bias is None else _abs(bias)
-    if precision == "fp32":
-        return products(made(_abs(a), _abs(b)) + given, terms + (bias is not None))
+    if precision in ("fp32", WINOGRAD):
+        absolute = made(_abs(a), _abs(b)) + given
+        direct = products(absolute, terms + (bias is not None))
+        if precision == "fp32" or tiles is None:
+            return direct
+        with np.errstate(all="ignore"):
+            return by_tiles(direct, tiles(_abs(a), _abs(b)) + U * absolute)
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     with np.errstate(all="ignore"):
         a_rounded, b_rounded = rounded_to(precision, a), rounded_to(precision, b)
@@ -79,6 +98,11 @@ def _product(
         largest = float(finite.max(initial=0))
         moved = moved + beside_zeros(terms, largest, precision) * (absolute > 0)
         return moved + chained(absolute, terms + (bias is not None), largest)
+
+
+def by_tiles(direct: Host, lost: Host) -> Host:
+    """Of a sum that Winograd's technique makes: a tile that is not finite is left to the definition."""
+    return np.where(np.isfinite(lost), np.maximum(direct, lost), direct)
 
 
 def rounded_to(precision: str, x: Host) -> Host:

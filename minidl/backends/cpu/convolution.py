@@ -1,59 +1,28 @@
 """Convolution on the CPU: tiles copied to where they stay in the cache, multiplied by blocks of registers.
 
 The plan is in convolution_plan.py, the loops are in convolution_windows.py and convolution_gradients.py, and the
-innermost one is in blocks.py.
+innermost one is in blocks.py. The technique "winograd" is in convolution_winograd.py.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 
-from minidl.backends.cpu import convolution_gradients, convolution_windows
+from kernels.errors import TechniqueError
+from minidl.backends.cpu import convolution_gradients, convolution_windows, convolution_winograd
 from minidl.backends.cpu.blocks import WIDTH, block_table
 from minidl.backends.cpu.compile import compiled
+from minidl.backends.cpu.convolution_factors import NO_SUMS, NOTHING, After, Source, as_it_is, is_finite
 from minidl.backends.cpu.convolution_plan import Plan, forward_plan, input_gradient_plan, weight_gradient_plan
 from minidl.backends.cpu.convolution_scatter import ScatteredOps
 from minidl.backends.cpu.machine_code import SUMS
-from minidl.backends.cpu.passes import COPY, pass_table
+from minidl.backends.cpu.passes import pass_table
 from minidl.backends.cpu.threads import QUIET
 from minidl.backends.protocol import Pair
+from minidl.backends.techniques import DIRECT, WINOGRAD
 
 FEW = 4  # input channels, for which the gradient of the input is better scattered than gathered
 
-NOTHING = np.empty(0, np.float32)
-NO_PARAMETERS = np.empty((6, 1 << 12), np.float32)  # of passes that read none, but go by their width
 PACKED = 1 << 15  # weights that a thread packs or adds up at a time
 DISPATCHES = 64  # times that threads go for pieces; more would cost more than waiting for the last one
-
-
-class Source(NamedTuple):
-    """Where the numbers of a factor come from: `how` of the passes, the arrays it reads, and `parameters`."""
-
-    how: int
-    x: np.ndarray
-    dy: np.ndarray
-    parameters: np.ndarray
-
-
-class After(NamedTuple):
-    """What `multiply_windows` does after a tile, from `after` to `sums`."""
-
-    what: int
-    before: np.ndarray
-    of_before: np.ndarray
-    width: int
-    starts: np.ndarray
-    firsts: np.ndarray
-    sums: np.ndarray
-
-
-NO_CHUNKS = np.empty(0, np.int64)
-NO_SUMS = After(convolution_windows.NO_PASS, NOTHING, NOTHING, 0, NO_CHUNKS, NO_CHUNKS, np.empty((3, 0, 0), np.float32))
-
-
-def as_it_is(x: np.ndarray) -> Source:
-    """An array that holds the numbers themselves."""
-    return Source(COPY, x, NOTHING, NO_PARAMETERS)
 
 
 @compiled
@@ -73,19 +42,21 @@ class ConvolutionOps(ScatteredOps):
         self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, y: np.ndarray, stride: Pair, padding: Pair
     ) -> None:
         plan = forward_plan(x.shape, w.shape[:2], y.shape, stride, padding)
-        self._multiply_windows(plan, as_it_is(x), w, False, is_finite(w), bias, y)
+        by = self._technique("conv2d_forward", plan, w.shape[:2], stride)
+        self._multiply_windows(by, plan, as_it_is(x), w, False, is_finite(w), bias, y)
 
     def conv2d_backward_input(self, dy: np.ndarray, w: np.ndarray, dx: np.ndarray, stride: Pair, padding: Pair) -> None:
-        if dx.shape[3] > FEW and is_finite(w):
-            plan = input_gradient_plan(dy.shape, w.shape[:2], dx.shape, stride, padding)
-            self._multiply_windows(plan, as_it_is(dy), w, True, True, None, dx)
-        else:  # gathering would multiply such weights by zeros where there is no dy
+        plan = input_gradient_plan(dy.shape, w.shape[:2], dx.shape, stride, padding)
+        by = self._technique("conv2d_backward_input", plan, w.shape[:2], stride)
+        if self._gathers(by, w):
+            self._multiply_windows(by, plan, as_it_is(dy), w, True, True, None, dx)
+        else:
             self.scatter_gradient(dy, w, dx, stride, padding)
 
     def conv2d_backward_weight(
         self, x: np.ndarray, dy: np.ndarray, dw: np.ndarray, stride: Pair, padding: Pair
     ) -> None:
-        self._multiply_gradients(as_it_is(x), as_it_is(dy), dw, stride, padding)
+        self._multiply_gradients("conv2d_backward_weight", as_it_is(x), as_it_is(dy), dw, stride, padding)
 
     def bias_backward(self, dy: np.ndarray, db: np.ndarray) -> None:
         matrix = dy.reshape(-1, dy.shape[-1])
@@ -96,8 +67,25 @@ class ConvolutionOps(ScatteredOps):
         with np.errstate(**QUIET):
             db[:] = sums.sum(axis=0, dtype=np.float64)
 
+    def _technique(
+        self, operation: str, plan: Plan, kernel: tuple[int, ...], stride: Pair, of_weights: bool = False
+    ) -> str:
+        """DIRECT or WINOGRAD. Raises TechniqueError."""
+        asked, fits = self.asked_for.get(operation), convolution_winograd.takes(kernel, stride)
+        if asked is None:
+            fast = self.precision == WINOGRAD and fits and convolution_winograd.pays(plan, of_weights)
+            return WINOGRAD if fast else DIRECT
+        if asked == WINOGRAD and not fits:
+            raise TechniqueError(operation, asked, "it takes 3x3 kernels without a stride", DIRECT)
+        return asked
+
+    def _gathers(self, by: str, w: np.ndarray) -> bool:
+        """Whether the input's gradient (..., c_in) is gathered: else such weights would meet zeros where dy is not."""
+        return (w.shape[2] > FEW or by == WINOGRAD) and is_finite(w)
+
     def _multiply_windows(
         self,
+        by: str,
         plan: Plan,
         source: Source,
         w: np.ndarray,
@@ -107,6 +95,9 @@ class ConvolutionOps(ScatteredOps):
         y: np.ndarray,
         after: After = NO_SUMS,
     ) -> None:
+        given = plan, source, w, turned, bias, y, after
+        if by == WINOGRAD and clips and convolution_winograd.multiply_windows(self.workers, *given):
+            return
         packed = self.workers.scratch("packed", plan.weights)
         count = len(plan.phases) * -(-y.shape[3] // WIDTH)
         self.workers.run(
@@ -131,8 +122,13 @@ class ConvolutionOps(ScatteredOps):
 
         self.workers.run(tiles, plan.pieces, max(1, plan.pieces // DISPATCHES))
 
-    def _multiply_gradients(self, x: Source, dy: Source, dw: np.ndarray, stride: Pair, padding: Pair) -> None:
+    def _multiply_gradients(
+        self, operation: str, x: Source, dy: Source, dw: np.ndarray, stride: Pair, padding: Pair
+    ) -> None:
         plan, shares = weight_gradient_plan(x.x.shape, dw.shape, dy.x.shape, stride, padding)
+        by = self._technique(operation, plan, dw.shape[:2], stride, of_weights=True)
+        if by == WINOGRAD and convolution_winograd.multiply_gradients(self.workers, plan, x, dy, dw):
+            return
         partial = self.workers.scratch("partial", shares.groups * shares.size)
         of_x = x.how, x.x.reshape(-1), x.parameters.reshape(-1), x.parameters.shape[1]
         of_dy = dy.how, dy.x.reshape(-1), dy.dy.reshape(-1), dy.parameters.reshape(-1), dy.parameters.shape[1]
@@ -151,8 +147,3 @@ class ConvolutionOps(ScatteredOps):
             self.workers.run(convolution_gradients.sum_shares, rows, max(1, PACKED // dw.shape[3]), *given)
             if not clips or is_finite(dw):  # else a NaN of dy could be missing where it meets the padding's zeros
                 return
-
-
-def is_finite(w: np.ndarray) -> bool:
-    """All of it."""
-    return not w.size or bool(np.isfinite(w.min()) and np.isfinite(w.max()))  # both of a NaN are NaN

@@ -8,16 +8,8 @@ import numpy as np
 from kernels.batch_statistics import BatchStatistics, GradientSums, Normalization, PendingGradient
 from minidl.backends.cpu import batchnorm_loops
 from minidl.backends.cpu.batchnorm import BatchNormOps, parameters_of
-from minidl.backends.cpu.convolution import (
-    FEW,
-    NO_SUMS,
-    NOTHING,
-    After,
-    ConvolutionOps,
-    Source,
-    as_it_is,
-    is_finite,
-)
+from minidl.backends.cpu.convolution import ConvolutionOps
+from minidl.backends.cpu.convolution_factors import NO_SUMS, NOTHING, After, Source, as_it_is, is_finite
 from minidl.backends.cpu.convolution_plan import Plan, forward_plan, input_gradient_plan
 from minidl.backends.cpu.elementwise import ElementwiseOps
 from minidl.backends.cpu.passes import (
@@ -52,9 +44,10 @@ class NormalizedConvolutionOps(BatchNormOps, ConvolutionOps, ElementwiseOps):
         out: BatchStatistics | None,
     ) -> None:
         plan = forward_plan(x.shape, w.shape[:2], y.shape, stride, padding)
+        by = self._technique("conv2d_normalized_forward", plan, w.shape[:2], stride)
         sums_too = out is not None and plan.splits == 1
         after = self._after(plan, SUM_SHIFTED) if sums_too else NO_SUMS
-        self._multiply_windows(plan, _activation(x, before), w, False, is_finite(w), None, y, after)
+        self._multiply_windows(by, plan, _activation(x, before), w, False, is_finite(w), None, y, after)
         if out is None:
             return
         if sums_too:
@@ -71,7 +64,8 @@ class NormalizedConvolutionOps(BatchNormOps, ConvolutionOps, ElementwiseOps):
         stride: Pair,
         padding: Pair,
     ) -> None:
-        self._multiply_gradients(_activation(x, before), _gradient(dy), dw, stride, padding)
+        operation = "conv2d_normalized_backward_weight"
+        self._multiply_gradients(operation, _activation(x, before), _gradient(dy), dw, stride, padding)
 
     def conv2d_normalized_backward_input(
         self,
@@ -85,12 +79,13 @@ class NormalizedConvolutionOps(BatchNormOps, ConvolutionOps, ElementwiseOps):
         sums: GradientSums | None,
     ) -> None:
         plan = input_gradient_plan(dy.x.shape, w.shape[:2], dx.shape, stride, padding)
-        gathered = dx.shape[3] > FEW and is_finite(w)
+        by = self._technique("conv2d_normalized_backward_input", plan, w.shape[:2], stride)
+        gathered = self._gathers(by, w)
         which = MASK_AND_SUM if before is not None and before.relu else SUM_GRADIENTS
         sums_too = sums is not None and gathered and plan.splits == 1
         after = self._after(plan, which, x, before) if sums_too else NO_SUMS
         if gathered:
-            self._multiply_windows(plan, _gradient(dy), w, True, True, None, dx, after)
+            self._multiply_windows(by, plan, _gradient(dy), w, True, True, None, dx, after)
         else:
             written = self.empty(dy.x.shape)
             self.batchnorm_pending_gradient(dy, written)

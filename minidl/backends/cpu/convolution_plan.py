@@ -183,24 +183,30 @@ def weight_gradient_plan(
     padded = -(-c_out // LANES) * LANES
     size = kh * kw * c_in * padded
     groups = max(1, min(SHARES, plan.tiles, SHARED_BYTES // (4 * max(size, 1))))
-    blocks = -(-padded // WIDTH)
-    ranges = max(1, min(blocks, SHARES // groups))
-    table = [
-        (
-            *(plan.tiles * group // groups, plan.tiles * (group + 1) // groups),
-            *(blocks * k // ranges * WIDTH, min(blocks * (k + 1) // ranges * WIDTH, padded)),
-            group * size,
-        )
-        for group in range(groups)
-        for k in range(ranges)
-    ]
+    table = shares_table(plan.tiles, groups, padded, size)
     meets_none = [
         range(before, min(taps, length + before - (count - 1) * step))
         for taps, length, count, step, before in zip((kh, kw), source[1:3], target[1:3], stride, padding, strict=True)
     ]
     slab_dy = plan.together * plan.tile * target[2] * padded
     kernel = np.array((kh, kw), np.int64)
-    return plan, Shares(kernel, np.array(table, np.int64), groups, size, slab_dy, all(meets_none))
+    return plan, Shares(kernel, table, groups, size, slab_dy, all(meets_none))
+
+
+def shares_table(tiles: int, groups: int, padded: int, size: int) -> np.ndarray:
+    """`Shares.table`, of so many groups of tiles; where those are few, output channels are shared out too."""
+    blocks = -(-padded // WIDTH)
+    ranges = max(1, min(blocks, SHARES // groups))
+    table = [
+        (
+            *(tiles * group // groups, tiles * (group + 1) // groups),
+            *(blocks * k // ranges * WIDTH, min(blocks * (k + 1) // ranges * WIDTH, padded)),
+            group * size,
+        )
+        for group in range(groups)
+        for k in range(ranges)
+    ]
+    return np.array(table, np.int64)
 
 
 def _phase(size: int, taps: int, stride: int, padding: int, a: int) -> tuple[int, int, int, int]:
@@ -230,6 +236,7 @@ def _plan(phases: Sequence[tuple[int, ...]], stride: Pair, apart: Pair, source: 
         together = max(together, 1)
     else:
         tile = -(-height // -(-height // fits))
+        tile += tile % 2  # whole tiles of 2x2
     tiles = -(-height // tile) * -(-n // together) if height else 0
     splits = max(1, min(blocks, max(-(-PIECES // max(tiles, 1)), -(-weights // WEIGHT_BYTES))))
     array = np.array(phases, np.int64).reshape(len(phases), 13)

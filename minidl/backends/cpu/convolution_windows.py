@@ -132,6 +132,16 @@ def _multiply_phase(blocks, numbers, phase, clips, t, source, in_place, packed, 
                 )
 
 
+@called
+def add_bias(numbers, t, bias, y, begin_out, end_out):
+    """To channels begin_out to end_out of tile t."""
+    image, images, line, lines = tile_of(numbers, t)
+    begin, c_out = (image * numbers[H_OUT] + line) * numbers[W_OUT], numbers[C_OUT]
+    for row in range(begin, begin + ((images - 1) * numbers[H_OUT] + lines) * numbers[W_OUT]):
+        for lane in range(begin_out, end_out):
+            y[row * c_out + lane] += bias[lane]
+
+
 @compiled
 def multiply_windows(
     first,
@@ -182,13 +192,7 @@ def multiply_windows(
                 *(blocks, numbers, phases[f], clips, t, source, in_place, packed, y, begin_out, end_out, edge)
             )
         if bias.size:
-            image, images, line, lines = tile_of(numbers, t)
-            begin = (image * numbers[H_OUT] + line) * numbers[W_OUT]
-            part_of_bias = bias[begin_out:end_out]
-            for row in range(begin, begin + ((images - 1) * numbers[H_OUT] + lines) * numbers[W_OUT]):
-                target = y[row * c_out + begin_out : row * c_out + end_out]
-                for lane in range(len(target)):
-                    target[lane] += part_of_bias[lane]
+            add_bias(numbers, t, bias, y, begin_out, end_out)
         if after != NO_PASS:
             summed = y if after == SUM_SHIFTED else before
             sum_chunks(

@@ -25,11 +25,13 @@ Row = dict[str, Any]
 OWN = "default"  # the technique that an operation picks by itself
 TOLERANCE = {
     "fp32": 1e-3,
+    "winograd": 1e-3,
     "tf32": 2e-2,
     "bf16": 5e-2,
     "fp16": 2e-2,
 }  # of the largest answer: only to see that both compute the same thing
-UPDATES = {"fp32": 0.05, "tf32": 0.2, "bf16": 0.5, "fp16": 0.2}  # of the largest change of a weight in a few steps
+# Of the largest change of a weight in a few steps.
+UPDATES = {"fp32": 0.05, "winograd": 0.05, "tf32": 0.2, "bf16": 0.5, "fp16": 0.2}
 IN_A_ROW = 10  # steps that a GPU is given before it is waited for
 OURS = "ours"
 
@@ -67,8 +69,9 @@ class Bench:
                 answers, cost, launches, choices = self._first(call, made)
             except TechniqueError as error:
                 return row | {"problem": "", "left_out": {OURS: str(error)}}
-            # A technique that is asked for by name may round as tensor cores do.
-            tolerance = TOLERANCE[self.precision if technique == OWN else "tf32"]
+            # A kernel that is asked for by name may round as tensor cores do.
+            rounds = technique != OWN and self.backend.name != "cpu"
+            tolerance = TOLERANCE["tf32" if rounds else self.precision]
             calls, left_out, wrong = self._peers(made, answers, tolerance)
             row |= {"left_out": left_out, "problem": wrong}
             if wrong:

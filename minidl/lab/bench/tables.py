@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from statistics import geometric_mean
 from typing import Any
 
+from minidl.backends import PRECISIONS
+
 Row = dict[str, Any]
 NOT_YET = "not yet recorded"
 LAYOUTS = ("eager", "channels-last", "compile")
@@ -76,7 +78,8 @@ def shapes(rows: Sequence[Row]) -> list[str]:
             f"{row['share_of_matrix']:.0%}",
         )
         ratios = [_ratio(row, name) for name in LAYOUTS]
-        lines.append(f"| {row['operation']} | {row['shape']} | {' | '.join((*numbers, *ratios))} |")
+        name = _in_precision(row["operation"], row)
+        lines.append(f"| {name} | {row['shape']} | {' | '.join((*numbers, *ratios))} |")
     return lines if chosen else [NOT_YET.capitalize() + "."]
 
 
@@ -93,7 +96,7 @@ def steps(rows: Sequence[Row]) -> list[str]:
         "|---" * (5 + len(peers)) + "|",
     ]
     for row in chosen:
-        name = row["model"] + (", CUDA graph" if row["technique"] == "graph" else "")
+        name = _in_precision(row["model"], row) + (", CUDA graph" if row["technique"] == "graph" else "")
         ratios = " | ".join(_ratio(row, peer) for peer in peers)
         lines.append(
             f"| {name} | {row['batch']} | {row['images_per_second']:,.0f} | {row['seconds']['median'] * 1e3:,.2f} | "
@@ -134,8 +137,14 @@ def _operations(rows: Iterable[Row]) -> list[Row]:
 def _grouped(rows: Iterable[Row]) -> dict[str, list[Row]]:
     groups: dict[str, list[Row]] = {}
     for row in rows:
-        groups.setdefault(row["operation"], []).append(row)
+        groups.setdefault(_in_precision(row["operation"], row), []).append(row)
     return groups
+
+
+def _in_precision(name: str, row: Row) -> str:
+    """The name, and the precision where that is not the device's own choice."""
+    own = PRECISIONS["cpu" if row["device"] == "cpu" else "cuda"][0]
+    return name if row["precision"] == own else f"{name}, {row['precision']}"
 
 
 def _mean(ratios: list[float]) -> str:

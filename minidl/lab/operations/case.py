@@ -48,6 +48,7 @@ class Problem:
     derive: Callable[[Values], Values] = nothing_derived  # from the answers to what is compared
     bounds: Callable[[Answers], Values]  # of what is compared
     tf32_bounds: Callable[[Answers], Values] | None = None  # where it is computed in TF32; None: it never is
+    winograd_bounds: Callable[[Answers], Values] | None = None  # the same, by that technique
 
 
 class Case(NamedTuple):

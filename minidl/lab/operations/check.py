@@ -18,6 +18,7 @@ from kernels.matmul.tensor_tiles import NAME as TENSOR_CORE
 from kernels.matmul.wgmma_tiles import NAME as WGMMA
 from kernels.storage import Storage
 from minidl.backends import Array, Backend, get_backend
+from minidl.backends.techniques import WINOGRAD
 from minidl.lab.budget import compare, poison, unwritten
 from minidl.lab.operations.case import Answers, Case, Host, Layout, Problem, Values
 
@@ -80,7 +81,8 @@ def check_case(
         compared = Answers(expected=problem.derive(right), got=problem.derive(_widened(answers)))
         unasked = problem.stored and variant == DEFAULT  # of what is stored in 16 bits
         in_tf32 = problem.tf32_bounds if unasked or variant in (TENSOR_CORE, WGMMA) else None
-        bounds = (in_tf32 or problem.bounds)(compared)
+        by_winograd = problem.winograd_bounds if variant == WINOGRAD else None
+        bounds = (in_tf32 or by_winograd or problem.bounds)(compared)
         expected = compared.expected if against is None else problem.derive(_widened(against))
     for name, value in expected.items():
         worst = compare(compared.got[name], value, bounds[name])

@@ -12,6 +12,7 @@ import numpy as np
 
 from kernels.window import output_size
 from minidl.backends import Backend, Pair
+from minidl.backends.techniques import WINOGRAD
 from minidl.lab import bounds
 from minidl.lab.budget import U, merging
 from minidl.lab.inputs import FAMILIES, Family, integers, normal, whole
@@ -135,9 +136,9 @@ class _Product:
         """The bounds, of which `of_rounding` knows by what is given and the precision."""
         return exact if self.is_exact else within(**of_rounding(*given, "fp32"))
 
-    def tf32(self, of_rounding: Callable[..., Values], *given: Any) -> Callable[[Answers], Values]:
-        """The same, but for tensor cores; worked out when it is asked for."""
-        return exact if self.is_exact else lambda answers: within(**of_rounding(*given, self.precision))(answers)
+    def later(self, precision: str, of_rounding: Callable[..., Values], *given: Any) -> Callable[[Answers], Values]:
+        """The same in another precision; worked out when it is asked for."""
+        return exact if self.is_exact else lambda answers: within(**of_rounding(*given, precision))(answers)
 
 
 class _Forward(_Product):
@@ -161,7 +162,8 @@ class _Forward(_Product):
             outputs={"y": Output(self.geometry.y)},
             call=call,
             bounds=self.fp32(bounds.conv2d_forward, *given),
-            tf32_bounds=self.tf32(bounds.conv2d_forward, *given),
+            tf32_bounds=self.later(self.precision, bounds.conv2d_forward, *given),
+            winograd_bounds=self.later(WINOGRAD, bounds.conv2d_forward, *given),
         )
 
 
@@ -182,7 +184,8 @@ class _BackwardInput(_Product):
             outputs={"dx": Output(geometry.x)},
             call=lambda backend, a: backend.conv2d_backward_input(a["dy"], a["w"], a["dx"], *window),
             bounds=self.fp32(bounds.conv2d_backward_input, *given),
-            tf32_bounds=self.tf32(bounds.conv2d_backward_input, *given),
+            tf32_bounds=self.later(self.precision, bounds.conv2d_backward_input, *given),
+            winograd_bounds=self.later(WINOGRAD, bounds.conv2d_backward_input, *given),
         )
 
 
@@ -199,7 +202,8 @@ class _BackwardWeight(_Product):
             outputs={"dw": Output(geometry.weight)},
             call=lambda backend, a: backend.conv2d_backward_weight(a["x"], a["dy"], a["dw"], *window),
             bounds=self.fp32(bounds.conv2d_backward_weight, *given),
-            tf32_bounds=self.tf32(bounds.conv2d_backward_weight, *given),
+            tf32_bounds=self.later(self.precision, bounds.conv2d_backward_weight, *given),
+            winograd_bounds=self.later(WINOGRAD, bounds.conv2d_backward_weight, *given),
         )
 
 

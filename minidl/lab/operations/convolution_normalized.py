@@ -15,6 +15,8 @@ from kernels.batchnorm import batchnorm_gradient_sums_reference, batchnorm_stati
 from kernels.conv import reference
 from kernels.storage import BFLOAT16, FLOAT16, FLOAT32, Storage
 from minidl.backends import Backend
+from minidl.backends.techniques import WINOGRAD
+from minidl.lab import winograd_bounds
 from minidl.lab.inputs import FAMILIES, Family, normal, with_values
 from minidl.lab.operations.batchnorm_bounds import GIVEN, elements, sums_bounds
 from minidl.lab.operations.batchnorm_statistics import (
@@ -168,7 +170,9 @@ def _forward(kind: Kind, rng: np.random.Generator) -> Problem:
     def bounds(answers: Answers, precision: str) -> Values:
         terms = int(np.prod(w.shape[:3]))
         factors = activation(x, before(inputs)), given(w, is_image=False)
-        made = product_bound(_convolution(*window), *factors, terms, precision)
+        made = product_bound(
+            _convolution(*window), *factors, terms, precision, lambda x, w: winograd_bounds.forward(x, w, window[1])
+        )
         if not rows:
             return {"y": made}
         y = answers.got["y"]
@@ -228,7 +232,12 @@ def _backward_weight(kind: Kind, rng: np.random.Generator) -> Problem:
 
     def bounds(_: Answers, precision: str) -> Values:
         factors = activation(inputs["x"], before(inputs)), gradient(_of_pending(kind, inputs))
-        return {"dw": product_bound(made, *factors, int(np.prod(geometry.y[:3])), precision)}
+        terms = int(np.prod(geometry.y[:3]))
+
+        def tiles(x: Host, dy: Host) -> Host:
+            return winograd_bounds.backward_weight(x, dy, window[1])
+
+        return {"dw": product_bound(made, *factors, terms, precision, tiles)}
 
     return _problem(kind, inputs, {"dw": Output(geometry.weight)}, call, bounds)
 
@@ -261,7 +270,11 @@ def _backward_input(kind: Kind, rng: np.random.Generator) -> Problem:
         factors = gradient(_of_pending(kind, inputs)), given(w, is_image=False)
         taps = zip(geometry.kernel, geometry.stride, strict=True)  # an element is in so many windows along each axis
         terms = geometry.c_out * int(np.prod([-(-size // step) for size, step in taps]))
-        off = product_bound(made, *factors, terms, precision)
+
+        def tiles(dy: Host, w: Host) -> Host:
+            return winograd_bounds.backward_input(dy, w, window[1])
+
+        off = product_bound(made, *factors, terms, precision, tiles)
         if alone:
             return {"dx": off}
         before = _normalization(inputs, BEFORE, kind.relu)
@@ -293,6 +306,7 @@ def _problem(
         derive=derive,
         bounds=lambda answers: bounds(answers, otherwise),
         tf32_bounds=None if otherwise == asked_for else lambda answers: bounds(answers, asked_for),
+        winograd_bounds=lambda answers: bounds(answers, WINOGRAD),
     )
 
 

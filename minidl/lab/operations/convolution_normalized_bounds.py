@@ -6,7 +6,6 @@ factors (`minidl.lab.bounds`). What comes out beside a product is held against t
 stored, so its bounds are those of batch normalization's own passes.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +14,8 @@ from kernels.batch_statistics import BatchStatistics, Normalization, PendingGrad
 from kernels.batchnorm import batchnorm_pending_gradient_reference, batchnorm_statistics_reference
 from kernels.conv.normalized_reference import activation_reference
 from kernels.storage import FLOAT32, Storage
-from minidl.lab.bounds import beside_zeros, rounded_to
+from minidl.backends.techniques import WINOGRAD
+from minidl.lab.bounds import Product, beside_zeros, by_tiles, rounded_to
 from minidl.lab.budget import U, chained, products
 from minidl.lab.operations.batchnorm_bounds import (
     GIVEN,
@@ -62,16 +62,22 @@ def gradient(dy: PendingGradient) -> Factor:
     )
 
 
-def product_bound(made: Callable[[Host, Host], Host], a: Factor, b: Factor, terms: int, precision: str) -> Host:
+def product_bound(made: Product, a: Factor, b: Factor, terms: int, precision: str, tiles: Product) -> Host:
     """Of a sum of `terms` products, `made` of the two factors, which is linear in either.
 
     With a' within a.off of a, and b' likewise, a' b' - a b is at most (|a| + a.off)(|b| + b.off) - |a||b|. Unless it is
     "fp32" the factors are rounded on the way; that is monotone, so a' then lies between a - a.off and a + a.off
     rounded. Images in 16 bits are rounded by every technique, weights by tensor cores alone: it may be either.
+
+    `tiles` is what is lost by "winograd" besides what is moved, of the absolute values (`minidl.lab.winograd_bounds`).
     """
     factors = a, b
-    if precision == "fp32":
-        return _sum_bound(made, factors, factors, terms, precision)
+    if precision in ("fp32", WINOGRAD):
+        direct = _sum_bound(made, factors, factors, terms, "fp32")
+        if precision == "fp32":
+            return direct
+        with np.errstate(all="ignore"):
+            return by_tiles(direct, direct + tiles(np.abs(a.value) + a.off, np.abs(b.value) + b.off))
     rounded = _rounded(a, precision), _rounded(b, precision)
     bound = _sum_bound(made, factors, rounded, terms, precision)
     if b.is_image or precision == "tf32":
@@ -80,7 +86,7 @@ def product_bound(made: Callable[[Host, Host], Host], a: Factor, b: Factor, term
 
 
 def _sum_bound(
-    made: Callable[[Host, Host], Host],
+    made: Product,
     factors: tuple[Factor, Factor],
     multiplied: tuple[Factor, Factor],
     terms: int,

@@ -30,7 +30,7 @@ def operation(shape: str, milliseconds: float, technique: str = "default", **rat
         "family": "relu",
         "shape": shape,
         "technique": technique,
-        "precision": "fp32",
+        "precision": "winograd",
         "problem": "",
         "left_out": {},
         "seconds": spread(milliseconds / 1e3),
@@ -53,7 +53,7 @@ def step(model: str, batch: int, **ratios: float) -> dict[str, object]:
         "model": model,
         "batch": batch,
         "technique": "launches",
-        "precision": "fp32",
+        "precision": "winograd",
         "problem": "",
         "seconds": spread(0.05),
         "images_per_second": batch / 0.05,
@@ -120,6 +120,15 @@ def test_a_table_of_steps_with_memory() -> None:
     graphs = tables.steps([step("mlp-3", 128, eager=1.5, graph=1.1) | {"technique": "graph"}])
     assert graphs[0].count("|") == graphs[1].count("|") == graphs[2].count("|")
     assert "| mlp-3, CUDA graph | 128 |" in graphs[2]
+
+
+def test_a_precision_that_is_not_the_devices_own_is_named() -> None:
+    rows = [operation("a", 1, eager=4), operation("a", 1, eager=2) | {"precision": "fp32"}]
+    assert [line.split(" | ")[0] for line in tables.summary(rows)[2:]] == ["| relu_forward", "| relu_forward, fp32"]
+    assert [line.split(" | ")[0] for line in tables.shapes(rows)[2:]] == ["| relu_forward", "| relu_forward, fp32"]
+    on_gpu = step("mlp-3", 128) | {"device": "gpu", "precision": "bf16"}
+    assert "| mlp-3, bf16 | 128 |" in tables.steps([on_gpu])[2]
+    assert "| mlp-3 | 128 |" in tables.steps([on_gpu | {"precision": "tf32"}])[2]
 
 
 def test_a_table_of_errors() -> None:

@@ -1,0 +1,237 @@
+"""Convolution on the CPU by Winograd's F(2x2, 3x3): exact on whole numbers, and where it is taken."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from cpu_convolutions import (
+    CUTS,
+    Answers,
+    Case,
+    Surrounded,
+    arrays,
+    chained,
+    chained_references,
+    cut_into,
+    ordinary,
+    plain,
+    plain_references,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_cpu_convolution import agree
+
+from kernels.conv import conv2d_forward_reference
+from kernels.errors import TechniqueError
+from minidl.backends import get_backend
+from minidl.backends.cpu import CpuBackend, convolution_winograd
+from minidl.backends.techniques import DIRECT, WINOGRAD
+from minidl.errors import ConfigError
+
+OPERATIONS = [
+    f"conv2d_{kind}{product}"
+    for kind in ("", "normalized_")
+    for product in ("forward", "backward_input", "backward_weight")
+]
+CASES = {
+    "even": Case((3, 8, 12, 32), (3, 3), 32, padding=(1, 1)),
+    "odd": Case((2, 9, 7, 17), (3, 3), 33, padding=(1, 1)),
+    "one window": Case((2, 3, 3, 20), (3, 3), 16),
+    "one pixel": Case((1, 1, 1, 1), (3, 3), 1, padding=(1, 1)),
+    "no padding": Case((2, 5, 8, 16), (3, 3), 48),
+    "padding of the kernel's size and more": Case((2, 2, 3, 5), (3, 3), 18, padding=(3, 4)),
+    "no images": Case((0, 5, 4, 6), (3, 3), 7, padding=(1, 0)),
+    "a wide line": Case((2, 2, 300, 5), (3, 3), 6, padding=(1, 1)),
+    "many images": Case((70, 4, 4, 6), (3, 3), 8, padding=(1, 1)),
+    "many channels": Case((1, 4, 4, 70), (3, 3), 130, padding=(1, 1)),
+}
+
+
+def by_name(backend: CpuBackend, technique: str = WINOGRAD) -> CpuBackend:
+    for operation in OPERATIONS:
+        backend.use(operation, technique)
+    return backend
+
+
+def check(case: Case, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for relu in (True, False):
+        given_arrays = arrays(case, rng, relu=relu)
+        agree(plain(by_name(Surrounded()), case, given_arrays), plain_references(case, given_arrays))
+        for first in (False, True):
+            wanted = chained_references(case, given_arrays, first)
+            agree(chained(by_name(Surrounded()), case, given_arrays, first), wanted)
+
+
+@pytest.fixture
+def only_winograd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left to the definition."""
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("left to the definition")
+
+    for module in ("convolution_windows.pack_weights", "convolution_gradients.multiply_gradients"):
+        monkeypatch.setattr(f"minidl.backends.cpu.{module}", fail)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("only_winograd")
+def test_whole_numbers_are_convolved_exactly_by_winograd(name: str, cut: str) -> None:
+    with cut_into(CUTS[cut]):
+        check(CASES[name], seed=1)
+
+
+@st.composite
+def geometries(draw: Any) -> Case:
+    padding = draw(st.integers(0, 4)), draw(st.integers(0, 4))
+    sizes = [max(1, 3 - 2 * pad) + draw(st.integers(0, 13)) for pad in padding]
+    channels = st.one_of(st.integers(1, 70), st.sampled_from([1, 4, 8, 16, 17, 32, 64, 65]))
+    return Case((draw(st.integers(0, 4)), *sizes, draw(channels)), (3, 3), draw(channels), padding=padding)
+
+
+@settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
+@given(
+    case=geometries(), cut=st.sampled_from(sorted(CUTS)), strip=st.sampled_from([1, 5, 112]), seed=st.integers(0, 99)
+)
+def test_any_geometry_is_convolved_exactly_by_winograd(case: Case, cut: str, strip: int, seed: int) -> None:
+    with cut_into(CUTS[cut]), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution_winograd, "STRIP", strip)
+        check(case, seed)
+
+
+@pytest.mark.parametrize("cut", ["usual", "few lines", "splits", "many shares"])
+@pytest.mark.parametrize("name", ["even", "odd", "many images", "many channels"])
+def test_winograds_bits_do_not_depend_on_the_number_of_threads(name: str, cut: str) -> None:
+    case = CASES[name]
+    given_arrays = arrays(case, np.random.default_rng(2), ordinary)
+
+    def answers(threads: int) -> Answers:
+        backend = by_name(CpuBackend(threads))
+        in_a_chain = chained(backend, case, given_arrays)
+        return plain(backend, case, given_arrays) | {f"chained {name}": array for name, array in in_a_chain.items()}
+
+    with cut_into(CUTS[cut]):
+        alone = answers(1)
+        for threads in (2, 3, 5):
+            for name, array in answers(threads).items():
+                assert array.tobytes() == alone[name].tobytes(), f"{name} with {threads} threads"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+@pytest.mark.parametrize("where", ["x", "w", "dy"])
+def test_what_is_not_finite_has_the_bits_of_the_definition(where: str, value: float) -> None:
+    """It does not spread over its tile; and sums that are too large for the tile alone are not too large."""
+    case = CASES["even"]
+    given_arrays = arrays(case, np.random.default_rng(4), ordinary)
+    array = getattr(given_arrays, where)
+    array[1:2, 2, 3:5, ::5] = value  # 3e38 twice side by side, or behind each other, overflows where both are added
+    found = plain(by_name(CpuBackend(2)), case, given_arrays)
+    right = plain(by_name(CpuBackend(2), DIRECT), case, given_arrays)
+    met = {"x": ("y", "dw"), "w": ("y", "dx"), "dy": ("dx", "dw")}[where]
+    for name in met:
+        assert np.isfinite(right[name]).any() or where == "w"
+        assert found[name].tobytes() == right[name].tobytes(), name
+
+
+def test_a_tile_that_overflows_is_done_by_the_definition() -> None:
+    """Every output is finite; only what the transform adds up is not."""
+    case = Case((1, 4, 4, 16), (3, 3), 16, padding=(1, 1))
+    given_arrays = arrays(case, np.random.default_rng(5), ordinary)
+    given_arrays.x[...] = 2e38
+    given_arrays.w[...] = 0
+    given_arrays.w[1, 1] = 1e-3
+    y = plain(by_name(CpuBackend(1)), case, given_arrays)["y without bias"]
+    assert np.isfinite(y).all()
+    np.testing.assert_allclose(y, 16 * 2e35, rtol=1e-6)
+
+
+SPREADS = {
+    "ordinary": lambda z: z,
+    "behind a ReLU": lambda z: np.maximum(z, 0),
+    "with heavy tails": lambda z: z**3,
+}
+
+
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("c", [16, 64])
+def test_errors_are_no_larger_than_those_of_the_definition(c: int, spread: str) -> None:
+    """Of ordinary data: the sums are shorter."""
+    rng = np.random.default_rng(6)
+    x = SPREADS[spread](rng.standard_normal((4, 14, 14, c))).astype(np.float32)
+    w = rng.standard_normal((3, 3, c, c)).astype(np.float32)
+    right = conv2d_forward_reference(x.astype(np.float64), w.astype(np.float64), None, (1, 1), (1, 1))
+    errors = {}
+    for technique in (DIRECT, WINOGRAD):
+        y = np.empty(right.shape, np.float32)
+        by_name(CpuBackend(1), technique).conv2d_forward(x, w, None, y, (1, 1), (1, 1))
+        errors[technique] = np.sqrt(np.square(y - right).mean())
+    assert 0 < errors[WINOGRAD] < errors[DIRECT]
+
+
+def taken(monkeypatch: pytest.MonkeyPatch, backend: CpuBackend, case: Case) -> list[str]:
+    """What of the case's convolutions Winograd is asked for."""
+    found: list[str] = []
+    for name in ("multiply_windows", "multiply_gradients"):
+        whole = getattr(convolution_winograd, name)
+
+        def noted(*given_arguments: Any, name: str = name, whole: Any = whole) -> bool:
+            found.append(name)
+            return bool(whole(*given_arguments))
+
+        monkeypatch.setattr(convolution_winograd, name, noted)
+    plain(backend, case, arrays(case, np.random.default_rng(8), ordinary))
+    monkeypatch.undo()
+    return found
+
+
+BOTH = ["multiply_windows"] * 3 + ["multiply_gradients"]
+WHERE = {
+    "usual": (Case((2, 14, 14, 32), (3, 3), 64, padding=(1, 1)), BOTH),
+    "few channels": (Case((2, 14, 14, 3), (3, 3), 64, padding=(1, 1)), []),
+    "few outputs": (Case((2, 14, 14, 64), (3, 3), 3, padding=(1, 1)), []),
+    "a stride": (Case((2, 14, 14, 32), (3, 3), 64, (2, 2), (1, 1)), []),
+    "5x5": (Case((2, 14, 14, 32), (5, 5), 64, padding=(2, 2)), []),
+    "tiles that are half empty": (Case((2, 3, 3, 32), (3, 3), 64, padding=(1, 1)), []),
+    "weights beyond the cache": (Case((1, 8, 8, 512), (3, 3), 512, padding=(1, 1)), []),
+    "gradients of weights beyond the cache": (Case((1, 8, 8, 256), (3, 3), 256, padding=(1, 1)), BOTH[:3]),
+}
+
+
+@pytest.mark.parametrize("name", WHERE)
+def test_winograd_is_taken_where_it_pays(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    case, wanted = WHERE[name]
+    assert taken(monkeypatch, CpuBackend(1), case) == wanted
+    assert taken(monkeypatch, CpuBackend(1, "fp32"), case) == []
+
+
+def test_the_cpu_takes_it_unless_it_is_told_otherwise() -> None:
+    assert get_backend("cpu", 1).precision == "winograd"
+    assert get_backend("cpu", 1, "fp32").precision == "fp32"
+    assert get_backend("cpu", 1, "fp32") is not get_backend("cpu", 1)
+    with pytest.raises(
+        ConfigError, match="device cpu computes in winograd, fp32 only; device cuda and device emulator"
+    ):
+        get_backend("cpu", 1, "tf32")
+    with pytest.raises(ConfigError, match=r"device emulator computes in .* only; device cpu has it"):
+        get_backend("emulator", precision="winograd")
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_what_cannot_be_done_so_is_refused_before_anything_is_written(operation: str) -> None:
+    case, backend = Case((1, 6, 6, 4), (5, 5), 4, padding=(2, 2)), CpuBackend(1)
+    backend.use(operation, WINOGRAD)
+    given_arrays = arrays(case, np.random.default_rng(9))
+    operations = chained if "normalized" in operation else plain
+    with pytest.raises(
+        TechniqueError, match=f"{operation} cannot .* 'winograd': it takes 3x3 kernels without a stride"
+    ):
+        operations(backend, case, given_arrays)
+
+
+def test_unknown_techniques_are_refused() -> None:
+    backend = CpuBackend(1)
+    with pytest.raises(ConfigError, match="conv2d_forward has no technique 'fft'; its techniques are direct, winograd"):
+        backend.use("conv2d_forward", "fft")
+    with pytest.raises(ConfigError, match="relu_forward has no technique 'winograd'; it has no techniques"):
+        backend.use("relu_forward", "winograd")
