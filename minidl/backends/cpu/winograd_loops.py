@@ -95,24 +95,25 @@ def _multiply_positions(blocks, taken, pitch, c, packed, weights, step, vectors,
             multiply_block(
                 *(blocks[vectors, end - begin], taken, position * pitch + begin * padded, padded, 0, 0, 1),
                 *(packed, weights + position * step, 0, 0, WIDTH, 1, 1, c),
-                *(products, position * pitch_out + begin * WIDTH, WIDTH, 0),
+                *(products, position * pitch_out + begin * vectors * LANES, vectors * LANES, 0),
             )
 
 
 @called
 def _give_line(transforms, products, at, pitch, across, y, place, w, c, lanes, below, edge, check):
     """A line of tiles to two lines of y, or to one where nothing is `below`, from element `place` on."""
+    wide = -(-lanes // LANES) * LANES
     if below and w % 2 == 0 and lanes % LANES == 0:
         for lane in range(0, lanes, LANES):
             give_tiles(
-                *(transforms[OUTPUTS], products, at + lane, pitch, WIDTH),
+                *(transforms[OUTPUTS], products, at + lane, pitch, wide),
                 *(y, place + lane, w * c, c, 2 * c, across, check, 0),
             )
         return
     line = 2 * across * WIDTH
     for lane in range(0, lanes, LANES):
         give_tiles(
-            *(transforms[OUTPUTS], products, at + lane, pitch, WIDTH),
+            *(transforms[OUTPUTS], products, at + lane, pitch, wide),
             *(edge, lane, line, WIDTH, 2 * WIDTH, across, check, 0),
         )
     for i in range(1 + below):
@@ -174,19 +175,21 @@ def multiply_tiles(
         for begin in range(0, images * rows, few):
             some = min(few, images * rows - begin)
             count = some * across
-            pitch, pitch_out = count * padded + LANES, count * WIDTH + LANES
+            pitch = count * padded + LANES
             _take_lines(*(transforms, INPUTS, slab, 2 * rows + 2, columns, c, rows, across, begin, some, taken, pitch))
             for block in range(begin_out, end_out, WIDTH):
                 lanes = min(WIDTH, c_out - block)
+                vectors = -(-lanes // LANES)
+                pitch_out = count * vectors * LANES + LANES
                 _multiply_positions(
-                    *(blocks, taken, pitch, c, packed, block * c, many * c * WIDTH, -(-lanes // LANES)),
+                    *(blocks, taken, pitch, c, packed, block * c, many * c * WIDTH, vectors),
                     *(count, products, pitch_out),
                 )
                 for r in range(some):
                     k, i = (begin + r) // rows, (begin + r) % rows
                     place = (((image + k) * h_out + line + 2 * i) * w_out) * c_out + block
                     below = 2 * i + 1 < lines
-                    at = r * across * WIDTH
+                    at = r * across * vectors * LANES
                     _give_line(
                         *(transforms, products, at, pitch_out, across, y, place, w_out, c_out, lanes, below),
                         *(edge, check),
