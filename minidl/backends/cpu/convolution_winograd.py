@@ -6,7 +6,7 @@ has spread over a tile, or overflowed on the way.
 
 import numpy as np
 
-from minidl.backends.cpu import winograd_loops
+from minidl.backends.cpu import convolution_gradients, winograd, winograd_loops
 from minidl.backends.cpu.blocks import WIDTH, block_table
 from minidl.backends.cpu.convolution_factors import NOTHING, After, Source, is_finite
 from minidl.backends.cpu.convolution_plan import SHARED_BYTES, SHARES, Plan, shares_table
@@ -114,17 +114,20 @@ def multiply_gradients(workers: Workers, plan: Plan, x: Source, dy: Source, dw: 
         winograd_loops.multiply_tile_gradients(first, last, *tables, *of_x, *of_dy, partial, cut.few, *slabs, *taken)
 
     workers.run(work, len(table), 1)
-    made = dw if padded == outputs else workers.scratch("weights", 9 * inputs * padded)
-    flat = made.reshape(-1)
+    rows = POSITIONS * inputs
+    summed = workers.scratch("summed", rows * padded)[: rows * padded]
+    given = partial, groups, size, padded, summed
+    workers.run(convolution_gradients.sum_shares, rows, max(1, PACKED // padded), *given)
+    made = dw
+    if padded > outputs:
+        made = workers.scratch("weights", 9 * inputs * padded)[: 9 * inputs * padded].reshape(*KERNEL, inputs, padded)
 
     def transform(first: int, last: int) -> None:
-        scratch = workers.scratch("products", (POSITIONS + 1) * LANES)
-        given = transform_table(), partial, groups, size, inputs, padded, flat, scratch
-        winograd_loops.transform_gradients(first, last, *given)
+        winograd.transform_gradients(summed, made, first, last)
 
-    workers.run(transform, inputs, max(1, PACKED // (POSITIONS * padded)))
+    workers.run(transform, padded // LANES, max(1, PACKED // (POSITIONS * inputs * LANES)))
     if made is not dw:
-        dw[...] = made[: 9 * inputs * padded].reshape(*KERNEL, inputs, padded)[..., :outputs]
+        dw[...] = made[..., :outputs]
     return is_finite(dw)
 
 
@@ -135,13 +138,15 @@ def _transformed(workers: Workers, w: np.ndarray, turned: bool) -> np.ndarray:
     padded, blocks = _padded(outputs), -(-outputs // WIDTH)
     if turned or padded > outputs:
         whole = workers.scratch("weights", 9 * inputs * padded)[: 9 * inputs * padded]
-        places = whole.reshape(*KERNEL, inputs, padded)
-        places[..., :outputs], places[..., outputs:] = given, 0
-    else:
-        whole = given.reshape(-1)
+        whole = whole.reshape(*KERNEL, inputs, padded)
+        whole[..., :outputs], whole[..., outputs:] = given, 0
+        given = whole
     packed = workers.scratch("packed", POSITIONS * blocks * inputs * WIDTH)
-    grain = max(1, PACKED // (POSITIONS * inputs * WIDTH))
-    workers.run(winograd_loops.transform_weights, blocks, grain, transform_table(), whole, inputs, padded, packed)
+
+    def transform(first: int, last: int) -> None:
+        winograd.transform_weights(given, packed, first, last, WIDTH)
+
+    workers.run(transform, padded // LANES, max(1, PACKED // (POSITIONS * inputs * LANES)))
     return packed
 
 

@@ -13,6 +13,7 @@ Source  A. Lavin, S. Gray, "Fast algorithms for convolutional neural networks", 
         accuracy of Winograd convolution for deep neural networks", ACM TOMS 46, 2020, arXiv:1803.10986.
 """
 
+import ctypes
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -154,9 +155,14 @@ def _give(module: ir.Module, name: str, transform: Transform) -> None:
     b.ret_void()
 
 
+_LONG, _PLACE = ctypes.c_int64, ctypes.c_void_p
+_OF_WEIGHTS = ctypes.CFUNCTYPE(None, _PLACE, *[_LONG] * 3, _PLACE, *[_LONG] * 3)
+_TO_WEIGHTS = ctypes.CFUNCTYPE(None, _PLACE, *[_LONG] * 2, _PLACE, *[_LONG] * 4, _PLACE)
+
+
 @once
-def _built() -> tuple[np.ndarray, Any]:
-    """The table, and what owns the machine code."""
+def _built() -> tuple[np.ndarray, tuple[Any, Any], Any]:
+    """The table, the functions of weights for Python, and what owns the machine code."""
     module = ir.Module("minidl.winograd")
     ir.Function(module, ir.FunctionType(VECTOR, [VECTOR] * 3), _FMA)
     _take(module, "inputs", 4, 2, _of_window)
@@ -165,12 +171,40 @@ def _built() -> tuple[np.ndarray, Any]:
     _give(module, "outputs", _to_outputs)
     _give(module, "weight_gradients", _to_weights)
     addresses, owner = build(module, ("inputs", "gradients", "weights", "outputs", "weight_gradients"))
-    return np.array(addresses, np.int64), owner
+    return (
+        np.array(addresses, np.int64),
+        (_OF_WEIGHTS(addresses[WEIGHTS]), _TO_WEIGHTS(addresses[WEIGHT_GRADIENTS])),
+        owner,
+    )
 
 
 def transform_table() -> np.ndarray:
     """Addresses of the transforms, by their numbers; built at the first call."""
     return _built()[0]
+
+
+def transform_weights(w: np.ndarray, packed: np.ndarray, first: int, last: int, width: int) -> None:
+    """Vectors first to last of w (3, 3, c_in, c_out) to `packed` (16, blocks, c_in, width), of c_out in blocks of `width`.
+
+    Both are contiguous, c_out is a multiple of the vectors' lanes. Releases the GIL.
+    """
+    inputs, outputs = w.shape[2:]
+    position, block = -(-outputs // width) * inputs * width, inputs * width
+    x, v = w.ctypes.data, packed.ctypes.data
+    for lane in range(first * LANES, last * LANES, LANES):
+        place = lane // width * block + lane % width
+        _built()[1][0](
+            x + 4 * lane, 3 * inputs * outputs, inputs * outputs, outputs, v + 4 * place, position, width, inputs
+        )
+
+
+def transform_gradients(summed: np.ndarray, dw: np.ndarray, first: int, last: int) -> None:
+    """Vectors first to last of dw (3, 3, c_in, c_out) from `summed` (16, c_in, c_out); as `transform_weights`."""
+    inputs, outputs = dw.shape[2:]
+    m, y, check = summed.ctypes.data, dw.ctypes.data, np.zeros(LANES, np.float32)
+    for lane in range(4 * first * LANES, 4 * last * LANES, 4 * LANES):
+        of = m + lane, inputs * outputs, outputs
+        _built()[1][1](*of, y + lane, 3 * inputs * outputs, inputs * outputs, outputs, inputs, check.ctypes.data)
 
 
 @intrinsic

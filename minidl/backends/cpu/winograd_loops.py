@@ -31,43 +31,9 @@ from minidl.backends.cpu.winograd import (
     INPUTS,
     OUTPUTS,
     POSITIONS,
-    WEIGHT_GRADIENTS,
-    WEIGHTS,
     give_tiles,
     take_tiles,
 )
-
-
-@compiled
-def transform_weights(first, last, transforms, w, inputs, outputs, packed):
-    """Blocks first to last of weights (3, 3, inputs, outputs), whole vectors, to (16, blocks, inputs, WIDTH)."""
-    size = -(-outputs // WIDTH) * inputs * WIDTH
-    for block in range(first, last):
-        for lane in range(block * WIDTH, min((block + 1) * WIDTH, outputs), LANES):
-            take_tiles(
-                *(transforms[WEIGHTS], w, lane, 3 * inputs * outputs, inputs * outputs, outputs),
-                *(packed, block * inputs * WIDTH + lane - block * WIDTH, size, WIDTH, inputs),
-            )
-
-
-@compiled
-def transform_gradients(first, last, transforms, partial, groups, size, inputs, outputs, dw, products):
-    """Inputs first to last of dw (3, 3, inputs, outputs), whole vectors, from the sum of the groups' partial sums."""
-    check = products[POSITIONS * LANES :]
-    for c in range(first, last):
-        for lane in range(0, outputs, LANES):
-            for position in range(POSITIONS):
-                at, to = (position * inputs + c) * outputs + lane, position * LANES
-                for i in range(LANES):
-                    products[to + i] = partial[at + i]
-                for group in range(1, groups):
-                    more = at + group * size
-                    for i in range(LANES):
-                        products[to + i] += partial[more + i]
-            give_tiles(
-                *(transforms[WEIGHT_GRADIENTS], products, 0, LANES, 0),
-                *(dw, c * outputs + lane, 3 * inputs * outputs, inputs * outputs, 0, 1, check, 0),
-            )
 
 
 @called

@@ -62,7 +62,9 @@ def gradient(dy: PendingGradient) -> Factor:
     )
 
 
-def product_bound(made: Product, a: Factor, b: Factor, terms: int, precision: str, tiles: Product) -> Host:
+def product_bound(
+    made: Product, a: Factor, b: Factor, terms: int, precision: str, tiles: Product | None = None
+) -> Host:
     """Of a sum of `terms` products, `made` of the two factors, which is linear in either.
 
     With a' within a.off of a, and b' likewise, a' b' - a b is at most (|a| + a.off)(|b| + b.off) - |a||b|. Unless it is
@@ -74,7 +76,7 @@ def product_bound(made: Product, a: Factor, b: Factor, terms: int, precision: st
     factors = a, b
     if precision in ("fp32", WINOGRAD):
         direct = _sum_bound(made, factors, factors, terms, "fp32")
-        if precision == "fp32":
+        if precision == "fp32" or tiles is None:
             return direct
         with np.errstate(all="ignore"):
             return by_tiles(direct, direct + tiles(np.abs(a.value) + a.off, np.abs(b.value) + b.off))
