@@ -205,14 +205,7 @@ def test_winograd_is_taken_where_it_pays(monkeypatch: pytest.MonkeyPatch, name: 
     assert taken(monkeypatch, CpuBackend(1, "fp32"), case) == []
 
 
-def test_the_cpu_takes_it_unless_it_is_told_otherwise() -> None:
-    assert get_backend("cpu", 1).precision == "winograd"
-    assert get_backend("cpu", 1, "fp32").precision == "fp32"
-    assert get_backend("cpu", 1, "fp32") is not get_backend("cpu", 1)
-    with pytest.raises(
-        ConfigError, match="device cpu computes in winograd, fp32 only; device cuda and device emulator"
-    ):
-        get_backend("cpu", 1, "tf32")
+def test_no_other_device_has_it() -> None:
     with pytest.raises(ConfigError, match=r"device emulator computes in .* only; device cpu has it"):
         get_backend("emulator", precision="winograd")
 

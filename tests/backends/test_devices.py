@@ -29,27 +29,31 @@ def test_devices_describe_themselves() -> None:
 
 
 def test_a_precision_belongs_to_the_device() -> None:
-    assert [get_backend(name).precision for name in ("cpu", "reference", "emulator")] == ["fp32"] * 3
+    own = [get_backend(name).precision for name in ("cpu", "reference", "emulator")]
+    assert own == ["winograd", "fp32", "fp32"]
     tf32 = get_backend("emulator", precision="tf32")
     assert tf32.precision == "tf32"
     assert tf32.describe() == "emulator, the GPU's kernels without a GPU, in TF32"
     assert get_backend("emulator", precision="fp32") is get_backend("emulator") is not tf32
     assert pickle.loads(pickle.dumps(tf32)) is tf32
-    assert get_backend("cpu", 2, "fp32") is get_backend("cpu", 2)
+    assert get_backend("cpu", 2, "winograd") is get_backend("cpu", 2) is not get_backend("cpu", 2, "fp32")
+    exact = get_backend("cpu", 2, "fp32")
+    assert (exact.describe(), get_backend("cpu", 2).describe()) == ("cpu, 2 threads, in FP32", "cpu, 2 threads")
+    assert pickle.loads(pickle.dumps(exact)) is exact
     assert get_backend("emulator", precision="bf16").describe().endswith(", in BF16")
 
 
-@pytest.mark.parametrize("name", ["cpu", "reference"])
-def test_a_precision_that_a_device_has_not_is_refused(monkeypatch, name: str) -> None:
+@pytest.mark.parametrize(("name", "has"), [("cpu", "winograd, fp32"), ("reference", "fp32")])
+def test_a_precision_that_a_device_has_not_is_refused(monkeypatch, name: str, has: str) -> None:
     there = "; device cuda and device emulator have it"
-    with pytest.raises(ConfigError, match=f"^--precision tf32: device {name} computes in fp32 only{there}$"):
+    with pytest.raises(ConfigError, match=f"^--precision tf32: device {name} computes in {has} only{there}$"):
         get_backend(name, precision="tf32")
     with pytest.raises(
         ConfigError, match=r"^--precision fp8: device emulator computes in fp32, tf32, bf16, fp16 only$"
     ):
         get_backend("emulator", precision="fp8")
     monkeypatch.setattr(backends, "why_no_cuda", lambda: "there is none")
-    with pytest.raises(ConfigError, match=r"^--precision tf32: device cpu computes in fp32 only"):
+    with pytest.raises(ConfigError, match=r"^--precision tf32: device cpu computes in winograd, fp32 only"):
         choose("auto", precision="tf32")
 
 

@@ -31,7 +31,7 @@ def config(**options) -> TrainConfig:
 
 def test_what_was_used_is_recorded(tmp_path: Path) -> None:
     session = begin(config(device="cpu"), tmp_path, Notes())
-    assert load_config(session.run.config)["precision"] == session.summary()["precision"] == "fp32"
+    assert load_config(session.run.config)["precision"] == session.summary()["precision"] == "winograd"
     session = begin(config(precision="tf32"), tmp_path, Notes())
     assert load_config(session.run.config)["precision"] == "tf32"
     assert session.trainer.backend.precision == "tf32"
@@ -39,10 +39,10 @@ def test_what_was_used_is_recorded(tmp_path: Path) -> None:
 
 
 def test_one_that_the_device_has_not_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^--precision tf32: device cpu computes in fp32 only"):
+    with pytest.raises(ConfigError, match=r"^--precision tf32: device cpu computes in winograd, fp32 only"):
         begin(config(device="cpu", precision="tf32"), tmp_path, Notes())
     assert not list(tmp_path.iterdir())
-    with pytest.raises(ConfigError, match="--precision must be one of fp32, tf32, bf16, fp16, not 'fp8'"):
+    with pytest.raises(ConfigError, match="--precision must be one of fp32, tf32, bf16, fp16, winograd, not 'fp8'"):
         begin(config(precision="fp8"), tmp_path, Notes())
 
 
@@ -50,12 +50,12 @@ def test_a_run_goes_on_in_its_precision_or_in_that_of_another_device(tmp_path: P
     first = begin(config(precision="tf32"), tmp_path, Notes())
     path = RunFolder.open(first.run.path).path
     first._lock.release()  # type: ignore[union-attr]
-    for changes, precision in (({}, "tf32"), ({"precision": "fp32"}, "fp32"), ({"device": "cpu"}, "fp32")):
+    for changes, precision in (({}, "tf32"), ({"precision": "fp32"}, "fp32"), ({"device": "cpu"}, "winograd")):
         notes = Notes()
         session = resume(path, changes, notes)
         session._lock.release()  # type: ignore[union-attr]
         assert session.config.precision == session.trainer.backend.precision == precision
-        said = "precision: fp32 from here on, tf32 so far" in notes.lines
-        assert said is (precision == "fp32")
-    with pytest.raises(ConfigError, match="device cpu computes in fp32 only"):
+        said = f"precision: {precision} from here on, tf32 so far" in notes.lines
+        assert said is (precision != "tf32")
+    with pytest.raises(ConfigError, match="device cpu computes in winograd, fp32 only"):
         resume(path, {"device": "cpu", "precision": "tf32"}, Notes())
