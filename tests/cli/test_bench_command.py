@@ -92,7 +92,7 @@ def test_more_threads_than_cores_warn(minidl, shapes) -> None:
         (("--device", "cpu", "--technique", "fastest"), "--technique fastest: no operation here has it"),
         (
             ("--device", "cpu", "--op", "relu", "--precision", "tf32"),
-            "--precision tf32: device cpu computes in fp32 only",
+            "--precision tf32: device cpu computes in winograd, fp32 only",
         ),
         (("--json", "/no/such/folder/x.json"), "cannot be written"),
         (("--repeat", "0"), "x>=1"),
