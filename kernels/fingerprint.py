@@ -7,6 +7,7 @@ imported.
 import builtins
 import hashlib
 import inspect
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -27,6 +28,8 @@ VERSIONED = {
     *sys.stdlib_module_names,
 }
 
+_IMPORT = re.compile(r"^from ([\w.]+) import ", re.MULTILINE)
+
 
 class UncacheableError(Exception):
     """A function depends on something whose changes cannot be seen."""
@@ -40,6 +43,18 @@ def fingerprint(function: Callable[..., Any], *others: object) -> str:
     """
     digest = hashlib.sha256(repr(others).encode())
     for part in _describe(function, {}):
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()
+
+
+def fingerprint_of_module(name: str, *others: object) -> str:
+    """A SHA-256 of the module's source, as it lies there now, that of the modules it uses, and the others' repr.
+
+    Raises:
+        UncacheableError: There is no source.
+    """
+    digest = hashlib.sha256(repr(others).encode())
+    for part in _describe_module(name, {}):
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
 
@@ -96,20 +111,22 @@ def _describe_closure(function: types.FunctionType, seen: dict[int, int]) -> Ite
 
 
 def _describe_module(name: str, seen: dict[int, int]) -> Iterator[bytes]:
-    """Its name where the version tells the rest; else its source, and that of the modules whose objects it has."""
+    """Its name where the version tells the rest; else its source, and that of the modules that it takes from."""
     yield name.encode()
     module = sys.modules[name]
     if _is_versioned(name) or id(module) in seen:
         return
     seen[id(module)] = len(seen)
     try:
-        yield inspect.getsource(module).encode()
+        source = inspect.getsource(module)
     except (OSError, TypeError) as error:
         raise UncacheableError(f"{name} has no source") from error
+    yield source.encode()
     used = {
         value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
         for value in vars(module).values()
     }
+    used |= {one for one in _IMPORT.findall(source) if not hasattr(sys.modules.get(one), "__path__")}  # numbers, tables
     for other in sorted(one for one in used if isinstance(one, str) and one in sys.modules):
         yield from _describe_module(other, seen)
 

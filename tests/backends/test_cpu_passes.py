@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minidl.backends.cpu import passes
-from minidl.backends.cpu.machine_code import LANES, once
+from minidl.backends.cpu import machine_code, passes
+from minidl.backends.cpu.machine_code import LANES, built, once
 from minidl.backends.cpu.passes import NAMES, PASSES, pass_table, repeats, run_pass
 
 GUARD, SPACE = np.float32(-12345), 40
@@ -208,8 +208,9 @@ def test_ranges_of_a_pass_are_a_part_of_the_whole(channels: int) -> None:
 
 def test_threads_that_come_at_once_wait_for_one_build(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two builds one would be thrown away, with machine code that a thread may be running."""
-    build, times = passes.build, []
-    monkeypatch.setattr(passes, "build", lambda *given: (times.append(1), build(*given))[1])
+    load, times = machine_code._load, []
+    monkeypatch.setattr(machine_code, "_load", lambda *given: (times.append(1), load(*given))[1])
+    monkeypatch.setattr(passes, "_addresses", built(NAMES)(passes._addresses.__wrapped__))
     monkeypatch.setattr(passes, "_built", once(passes._built.__wrapped__))
     meeting = threading.Barrier(4, timeout=30)
     a, parameters = np.ones(4, np.float32), np.ones((6, 4), np.float32)

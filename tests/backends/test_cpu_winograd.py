@@ -25,6 +25,7 @@ from kernels.conv import conv2d_forward_reference
 from kernels.errors import TechniqueError
 from minidl.backends import get_backend
 from minidl.backends.cpu import CpuBackend, convolution_winograd
+from minidl.backends.cpu.convolution_winograd import Cut
 from minidl.backends.techniques import DIRECT, WINOGRAD
 from minidl.errors import ConfigError
 
@@ -63,23 +64,27 @@ def check(case: Case, seed: int) -> None:
             agree(chained(by_name(Surrounded()), case, given_arrays, first), wanted)
 
 
-@pytest.fixture
-def only_winograd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is left to the definition."""
+def noted(patch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """What convolutions go through from now on: windows or gradients, and whether by Winograd."""
+    found: list[tuple[str, bool]] = []
+    for what, name in (("windows", "_go_through_tiles"), ("gradients", "_partial_gradients")):
+        whole = getattr(CpuBackend, name)
 
-    def fail(*_: Any) -> None:
-        raise AssertionError("left to the definition")
+        def noting(*given_arguments: Any, what: str = what, whole: Any = whole) -> Any:
+            found.append((what, any(isinstance(one, Cut) for one in given_arguments)))
+            return whole(*given_arguments)
 
-    for module in ("convolution_windows.pack_weights", "convolution_gradients.multiply_gradients"):
-        monkeypatch.setattr(f"minidl.backends.cpu.{module}", fail)
+        patch.setattr(CpuBackend, name, noting)
+    return found
 
 
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.usefixtures("only_winograd")
-def test_whole_numbers_are_convolved_exactly_by_winograd(name: str, cut: str) -> None:
+def test_whole_numbers_are_convolved_exactly_by_winograd(monkeypatch: pytest.MonkeyPatch, name: str, cut: str) -> None:
+    found = noted(monkeypatch)
     with cut_into(CUTS[cut]):
         check(CASES[name], seed=1)
+    assert set(found) == {("windows", True), ("gradients", True)}  # nothing is left to the definition
 
 
 @st.composite
@@ -169,40 +174,30 @@ def test_errors_are_no_larger_than_those_of_the_definition(c: int, spread: str) 
     assert 0 < errors[WINOGRAD] < errors[DIRECT]
 
 
-def taken(monkeypatch: pytest.MonkeyPatch, backend: CpuBackend, case: Case) -> list[str]:
-    """What of the case's convolutions Winograd is asked for."""
-    found: list[str] = []
-    for name in ("multiply_windows", "multiply_gradients"):
-        whole = getattr(convolution_winograd, name)
-
-        def noted(*given_arguments: Any, name: str = name, whole: Any = whole) -> bool:
-            found.append(name)
-            return bool(whole(*given_arguments))
-
-        monkeypatch.setattr(convolution_winograd, name, noted)
-    plain(backend, case, arrays(case, np.random.default_rng(8), ordinary))
-    monkeypatch.undo()
-    return found
-
-
-BOTH = ["multiply_windows"] * 3 + ["multiply_gradients"]
+ALL = [("windows", True)] * 3 + [("gradients", True)]  # forward with and without a bias, and backward
+NONE = [(what, False) for what, _ in ALL]
 WHERE = {
-    "usual": (Case((2, 14, 14, 32), (3, 3), 64, padding=(1, 1)), BOTH),
-    "few channels": (Case((2, 14, 14, 3), (3, 3), 64, padding=(1, 1)), []),
-    "few outputs": (Case((2, 14, 14, 64), (3, 3), 3, padding=(1, 1)), []),
-    "a stride": (Case((2, 14, 14, 32), (3, 3), 64, (2, 2), (1, 1)), []),
-    "5x5": (Case((2, 14, 14, 32), (5, 5), 64, padding=(2, 2)), []),
-    "tiles that are half empty": (Case((2, 3, 3, 32), (3, 3), 64, padding=(1, 1)), []),
-    "weights beyond the cache": (Case((1, 8, 8, 512), (3, 3), 512, padding=(1, 1)), []),
-    "gradients of weights beyond the cache": (Case((1, 8, 8, 256), (3, 3), 256, padding=(1, 1)), BOTH[:3]),
+    "usual": (Case((2, 14, 14, 32), (3, 3), 64, padding=(1, 1)), ALL),
+    "few channels": (Case((2, 14, 14, 8), (3, 3), 64, padding=(1, 1)), NONE),
+    "few outputs": (Case((2, 14, 14, 64), (3, 3), 3, padding=(1, 1)), NONE),
+    "a stride": (Case((2, 14, 14, 32), (3, 3), 64, (2, 2), (1, 1)), NONE),
+    "5x5": (Case((2, 14, 14, 32), (5, 5), 64, padding=(2, 2)), NONE),
+    "tiles that are half empty": (Case((2, 3, 3, 32), (3, 3), 64, padding=(1, 1)), NONE),
+    "weights beyond the cache": (Case((1, 8, 8, 512), (3, 3), 512, padding=(1, 1)), NONE),
+    "gradients of weights beyond the cache": (Case((1, 8, 8, 256), (3, 3), 256, padding=(1, 1)), ALL[:3] + NONE[3:]),
 }
 
 
 @pytest.mark.parametrize("name", WHERE)
 def test_winograd_is_taken_where_it_pays(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     case, wanted = WHERE[name]
-    assert taken(monkeypatch, CpuBackend(1), case) == wanted
-    assert taken(monkeypatch, CpuBackend(1, "fp32"), case) == []
+    given_arrays = arrays(case, np.random.default_rng(8), ordinary)
+    found = noted(monkeypatch)
+    plain(CpuBackend(1), case, given_arrays)
+    assert found == wanted
+    found.clear()
+    plain(CpuBackend(1, "fp32"), case, given_arrays)
+    assert [which for _, which in found] == [False] * len(found)
 
 
 def test_no_other_device_has_it() -> None:

@@ -110,8 +110,8 @@ def test_a_precision_that_cannot_be_is_one_line(trained, minidl, tmp_path, comma
         assert result.exit_code == 2
         assert result.stderr.count("\n") == 1
         assert (
-            f"--precision {precision}: device cpu computes in winograd, fp32 only; device cuda and device emulator have it"
-            in (result.stderr)
+            f"--precision {precision}: device cpu computes in winograd, fp32 only; "
+            "device cuda and device emulator have it" in (result.stderr)
         )
     assert not (tmp_path / "none").exists()
     result = minidl(command, *given, "--precision", "bf61")

@@ -30,7 +30,7 @@ from minidl.backends.cpu.machine_code import (
     SUMS,
     VECTOR,
     ZERO,
-    build,
+    built,
     caller,
     number,
     once,
@@ -127,28 +127,29 @@ class _Loop:
             phi.add_incoming(sums[cell], block)
 
 
-@once
-def _built() -> tuple[np.ndarray, Any]:
-    """The table, and what owns the machine code."""
+_SIZES = [(vectors, pixels) for vectors in range(1, VECTORS + 1) for pixels in range(1, SUMS // vectors + 1)]
+_NAMES = [f"block_{vectors}_{pixels}" for vectors, pixels in _SIZES]
+
+
+@built(_NAMES)
+def _addresses() -> ir.Module:
     module = ir.Module("minidl.blocks")
     ir.Function(module, ir.FunctionType(VECTOR, [VECTOR] * 3), _FMA)
-    sizes = [(vectors, pixels) for vectors in range(1, VECTORS + 1) for pixels in range(1, SUMS // vectors + 1)]
-    names = [f"block_{vectors}_{pixels}" for vectors, pixels in sizes]
-    for name, (vectors, pixels) in zip(names, sizes, strict=True):
+    for name, (vectors, pixels) in zip(_NAMES, _SIZES, strict=True):
         _define(module, name, pixels, vectors)
-    addresses, owner = build(module, names)
-    table = np.zeros((VECTORS + 1, SUMS + 1), np.int64)
-    for address, (vectors, pixels) in zip(addresses, sizes, strict=True):
-        table[vectors, pixels] = address
-    return table, owner
+    return module
 
 
+@once
 def block_table() -> np.ndarray:
     """Addresses of the functions, (VECTORS + 1, SUMS + 1) int64, by vectors and pixels; built at the first call.
 
     For as many pixels as SUMS // vectors.
     """
-    return _built()[0]
+    table = np.zeros((VECTORS + 1, SUMS + 1), np.int64)
+    for address, (vectors, pixels) in zip(_addresses(), _SIZES, strict=True):
+        table[vectors, pixels] = address
+    return table
 
 
 @intrinsic

@@ -1,14 +1,16 @@
-"""Machine code of the CPU kernels on disk, between runs: Numba's cache, made sure of.
+"""Machine code of the CPU kernels on disk, between runs: Numba's cache, made sure of, and what lies beside it.
 
 Numba tells stale code by the file of the function alone, though code from other files is inlined into it; and what it
 finds it takes for sound, so a damaged file ends in a traceback, or in LLVM's abort. Here the stamp covers all that the
 machine code follows from, files carry a checksum, and a cache that cannot be used is as good as none.
 """
 
+import contextlib
 import functools
 import hashlib
 import itertools
 import pickle
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,6 +77,45 @@ def kept() -> Kept:
     return Kept(folder)
 
 
+def through_disk(name: str, stamp: str, make: Callable[[], bytes]) -> bytes:
+    """What `make` gives: that of an earlier process, if it left it under this name and stamp; else kept for later ones.
+
+    Without a folder that can be written to it is made each time.
+    """
+    folder = kept().folder
+    if folder is None:
+        return make()
+    path = Path(folder) / name
+    try:
+        found = _unsealed(path.read_bytes(), stamp)
+    except OSError:
+        found = None
+    if found is not None:
+        return found
+    made = make()
+    temporary = path.with_name(f"{name}.tmp.{secrets.token_hex(8)}")  # replaced in one step: nobody reads a part of it
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(_sealed(made, stamp))
+        temporary.replace(path)
+    except OSError as error:
+        COMPILATION.problem = f"{folder}: {error.strerror or error}"
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    return made
+
+
+def _sealed(data: bytes, *facts: object) -> bytes:
+    """The data behind a checksum of them and of what they are for."""
+    return hashlib.sha256(repr(facts).encode() + data).digest() + data
+
+
+def _unsealed(content: bytes, *facts: object) -> bytes | None:
+    """The data; None where they are damaged or for something else."""
+    data = content[32:]
+    return data if content == _sealed(data, *facts) else None
+
+
 class _Files(IndexDataCacheFile):  # type: ignore[misc]
     """The files of one function: an index of what was compiled for which signature, and a file for each.
 
@@ -127,12 +168,8 @@ class _Files(IndexDataCacheFile):  # type: ignore[misc]
             content = Path(path).read_bytes()
         except OSError:
             return None
-        checksum, data = content[:32], content[32:]
-        return data if checksum == self._checksum(data, key) else None
+        return _unsealed(content, self.stamp, key)
 
     def _write(self, path: str, data: bytes, *key: Key) -> None:
         with self._open_for_write(path) as file:
-            file.write(self._checksum(data, key) + data)
-
-    def _checksum(self, data: bytes, key: tuple[Key, ...]) -> bytes:
-        return hashlib.sha256(repr((self.stamp, key)).encode() + data).digest()
+            file.write(_sealed(data, self.stamp, key))

@@ -4,24 +4,37 @@ The plan is in convolution_plan.py, the loops are in convolution_windows.py and 
 innermost one is in blocks.py. The technique "winograd" is in convolution_winograd.py.
 """
 
+from typing import Any
+
 import numpy as np
 
 from kernels.errors import TechniqueError
-from minidl.backends.cpu import convolution_gradients, convolution_windows, convolution_winograd
+from minidl.backends.cpu import convolution_gradients, convolution_windows
 from minidl.backends.cpu.blocks import WIDTH, block_table
 from minidl.backends.cpu.compile import compiled
 from minidl.backends.cpu.convolution_factors import NO_SUMS, NOTHING, After, Source, as_it_is, is_finite
-from minidl.backends.cpu.convolution_plan import Plan, forward_plan, input_gradient_plan, weight_gradient_plan
+from minidl.backends.cpu.convolution_plan import Plan, Shares, forward_plan, input_gradient_plan, weight_gradient_plan
 from minidl.backends.cpu.convolution_scatter import ScatteredOps
-from minidl.backends.cpu.machine_code import SUMS
+from minidl.backends.cpu.convolution_winograd import (
+    Cut,
+    cut_of,
+    finish_gradients,
+    pays,
+    shares_of,
+    takes,
+    transformed_weights,
+)
+from minidl.backends.cpu.machine_code import LANES, SUMS
 from minidl.backends.cpu.passes import pass_table
 from minidl.backends.cpu.threads import QUIET
+from minidl.backends.cpu.winograd import transform_table
 from minidl.backends.protocol import Pair
 from minidl.backends.techniques import DIRECT, WINOGRAD
 
 FEW = 4  # input channels, for which the gradient of the input is better scattered than gathered
 
 PACKED = 1 << 15  # weights that a thread packs or adds up at a time
+NOT_BY_WINOGRAD: tuple[Any, ...] = np.empty(0, np.int64), 0, NOTHING, NOTHING, NOTHING
 DISPATCHES = 64  # times that threads go for pieces; more would cost more than waiting for the last one
 
 
@@ -71,9 +84,9 @@ class ConvolutionOps(ScatteredOps):
         self, operation: str, plan: Plan, kernel: tuple[int, ...], stride: Pair, of_weights: bool = False
     ) -> str:
         """DIRECT or WINOGRAD. Raises TechniqueError."""
-        asked, fits = self.asked_for.get(operation), convolution_winograd.takes(kernel, stride)
+        asked, fits = self.asked_for.get(operation), takes(kernel, stride)
         if asked is None:
-            fast = self.precision == WINOGRAD and fits and convolution_winograd.pays(plan, of_weights)
+            fast = self.precision == WINOGRAD and fits and pays(plan, of_weights)
             return WINOGRAD if fast else DIRECT
         if asked == WINOGRAD and not fits:
             raise TechniqueError(operation, asked, "it takes 3x3 kernels without a stride", DIRECT)
@@ -95,55 +108,87 @@ class ConvolutionOps(ScatteredOps):
         y: np.ndarray,
         after: After = NO_SUMS,
     ) -> None:
-        given = plan, source, w, turned, bias, y, after
-        if by == WINOGRAD and clips and convolution_winograd.multiply_windows(self.workers, *given):
-            return
+        if by == WINOGRAD and clips:  # finite weights
+            packed = transformed_weights(self.workers, w, turned)
+            if self._go_through_tiles(plan, cut_of(plan), source, packed, clips, bias, y, after):
+                return
         packed = self.workers.scratch("packed", plan.weights)
         count = len(plan.phases) * -(-y.shape[3] // WIDTH)
-        self.workers.run(
-            convolution_windows.pack_weights,
-            count,
-            max(1, PACKED * count // max(1, plan.weights)),
-            w,
-            turned,
-            plan.phases,
-            packed,
-        )
+        grain = max(1, PACKED * count // max(1, plan.weights))
+        self.workers.run(convolution_windows.pack_weights, count, grain, w, turned, plan.phases, packed)
+        self._go_through_tiles(plan, None, source, packed, clips, bias, y, after)
+
+    def _go_through_tiles(
+        self,
+        plan: Plan,
+        cut: Cut | None,
+        source: Source,
+        packed: np.ndarray,
+        clips: bool,
+        bias: np.ndarray | None,
+        y: np.ndarray,
+        after: After,
+    ) -> bool:
+        """By Winograd with a cut; whether all of y is finite, if it is: else NaN may have spread over tiles."""
         how, x, dy, parameters = source
-        blocks, flat, added = block_table(), y.reshape(-1), NOTHING if bias is None else bias
-        arrays = x.reshape(-1), dy.reshape(-1), parameters.reshape(-1), parameters.shape[1], packed, added, flat, *after
+        added, sums = NOTHING if bias is None else bias, 3 * after.width
+        arrays = x.reshape(-1), dy.reshape(-1), parameters.reshape(-1), parameters.shape[1], packed, added
+        numbers, size, edges = (plan.numbers, plan.slab, SUMS * WIDTH)
+        if cut is not None:
+            numbers, size, edges = cut.numbers, cut.slab, cut.edge
+        given = block_table(), pass_table(), numbers, plan.phases, clips, how, *arrays, y.reshape(-1), *after
+        grain = max(1, plan.pieces // DISPATCHES)
+        checks = np.zeros((0 if cut is None else -(-plan.pieces // grain), LANES), np.float32)
 
         def tiles(first: int, last: int) -> None:
-            slab = self.workers.scratch("slab", plan.slab)
-            edge = self.workers.scratch("edge", SUMS * WIDTH)
-            convolution_windows.multiply_windows(
-                first, last, blocks, pass_table(), plan.numbers, plan.phases, clips, how, *arrays, slab, edge
-            )
+            scratch = self.workers.scratch
+            sums_of_chunk = scratch("sums", sums)[:sums].reshape(3, -1, max(1, y.shape[3]))
+            spaces = sums_of_chunk, scratch("slab", size), scratch("edge", edges)
+            of_winograd = NOT_BY_WINOGRAD
+            if cut is not None:
+                strips = scratch("taken", cut.taken), scratch("products", cut.products)
+                of_winograd = transform_table(), cut.few, *strips, checks[first // grain]
+            convolution_windows.multiply_windows(first, last, *given, *spaces, *of_winograd)
 
-        self.workers.run(tiles, plan.pieces, max(1, plan.pieces // DISPATCHES))
+        self.workers.run(tiles, plan.pieces, grain)
+        return not checks.any()
 
     def _multiply_gradients(
         self, operation: str, x: Source, dy: Source, dw: np.ndarray, stride: Pair, padding: Pair
     ) -> None:
         plan, shares = weight_gradient_plan(x.x.shape, dw.shape, dy.x.shape, stride, padding)
-        by = self._technique(operation, plan, dw.shape[:2], stride, of_weights=True)
-        if by == WINOGRAD and convolution_winograd.multiply_gradients(self.workers, plan, x, dy, dw):
-            return
-        partial = self.workers.scratch("partial", shares.groups * shares.size)
-        of_x = x.how, x.x.reshape(-1), x.parameters.reshape(-1), x.parameters.shape[1]
-        of_dy = dy.how, dy.x.reshape(-1), dy.dy.reshape(-1), dy.parameters.reshape(-1), dy.parameters.shape[1]
+        if self._technique(operation, plan, dw.shape[:2], stride, of_weights=True) == WINOGRAD:
+            of_positions = shares_of(plan)
+            partial = self._partial_gradients(plan, of_positions, cut_of(plan), x, dy, False)
+            finish_gradients(self.workers, partial, of_positions, dw)
+            if is_finite(dw):
+                return
         flat, rows = dw.reshape(-1), dw.size // max(1, dw.shape[3])
-        tables = block_table(), pass_table(), plan.numbers, shares.kernel
-
-        def work(first: int, last: int) -> None:
-            slabs = self.workers.scratch("slab", plan.slab), self.workers.scratch("slab_dy", shares.slab_dy)
-            convolution_gradients.multiply_gradients(
-                first, last, *tables, clips, shares.table, *of_x, *of_dy, partial, *slabs
-            )
-
         for clips in (True, False) if shares.clips else (False,):
-            self.workers.run(work, len(shares.table), 1)
+            partial = self._partial_gradients(plan, shares, None, x, dy, clips)
             given = partial, shares.groups, shares.size, dw.shape[3], flat
             self.workers.run(convolution_gradients.sum_shares, rows, max(1, PACKED // dw.shape[3]), *given)
             if not clips or is_finite(dw):  # else a NaN of dy could be missing where it meets the padding's zeros
                 return
+
+    def _partial_gradients(
+        self, plan: Plan, shares: Shares, cut: Cut | None, x: Source, dy: Source, clips: bool
+    ) -> np.ndarray:
+        """The shares' sums; by Winograd with a cut, to be transformed."""
+        partial = self.workers.scratch("partial", shares.groups * shares.size)
+        of_x = x.how, x.x.reshape(-1), x.parameters.reshape(-1), x.parameters.shape[1]
+        of_dy = dy.how, dy.x.reshape(-1), dy.dy.reshape(-1), dy.parameters.reshape(-1), dy.parameters.shape[1]
+        numbers, size = (plan.numbers, plan.slab) if cut is None else (cut.numbers, cut.slab)
+        given = block_table(), pass_table(), numbers, shares.kernel, clips, shares.table, *of_x, *of_dy, partial
+
+        def work(first: int, last: int) -> None:
+            scratch = self.workers.scratch
+            slabs, of_winograd = (scratch("slab", size), scratch("slab_dy", shares.slab_dy)), NOT_BY_WINOGRAD
+            if cut is not None:
+                strips = scratch("taken", cut.taken), scratch("taken_dy", cut.taken_dy)
+                of_winograd = transform_table(), cut.few, *strips
+            numbers_dy = numbers if cut is None else cut.numbers_dy
+            convolution_gradients.multiply_gradients(first, last, *given, *slabs, numbers_dy, *of_winograd[:4])
+
+        self.workers.run(work, len(shares.table), 1)
+        return partial

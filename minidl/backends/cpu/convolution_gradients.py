@@ -23,20 +23,24 @@ from minidl.backends.cpu.convolution_plan import (
     W,
 )
 from minidl.backends.cpu.machine_code import LANES, SUMS
-from minidl.backends.cpu.passes import COPY
-from minidl.backends.cpu.slab import fill_pixels, fill_tile, place_of, tile_of
+from minidl.backends.cpu.passes import COPY, call_pass
+from minidl.backends.cpu.slab import clear, fill_tile, place_of, tile_of
+from minidl.backends.cpu.threads import QUIET
+from minidl.backends.cpu.winograd_loops import multiply_tile_gradients
 
 
 @called
-def _fill_gradients(table, numbers, t, padded, how, x, dy, parameters, width, slab):
-    """The gradients of tile t's outputs, image after image, `padded` numbers for a pixel."""
-    image, images, line, lines = tile_of(numbers, t)
-    c_out, pixels = numbers[C_OUT], lines * numbers[W_OUT]
+def _fill_gradients(table, numbers, image, images, line, lines, padded, how, x, dy, parameters, width, slab):
+    """The gradients of a tile's outputs, image after image, `padded` numbers for a pixel."""
+    c_out, w_out = numbers[C_OUT], numbers[W_OUT]
+    runs, count = (1, lines * w_out * c_out) if padded == c_out else (lines * w_out, c_out)
     if padded > c_out:
-        slab[: images * pixels * padded] = np.float32(0)
+        clear(slab, 0, images * lines * w_out * padded)
     for k in range(images):
-        place = ((image + k) * numbers[H_OUT] + line) * numbers[W_OUT] * c_out
-        fill_pixels(*(table, how, x, dy, parameters, width, place, pixels, c_out, slab, k * pixels * padded, padded))
+        place, at = ((image + k) * numbers[H_OUT] + line) * w_out, k * lines * w_out * padded
+        for run in range(runs):
+            here, there = (place + run) * c_out, at + run * padded
+            call_pass(table[how], count, width, x, here, dy, here, x, 0, parameters, 0, slab, there, slab, 0)
 
 
 @called
@@ -60,11 +64,11 @@ def _multiply_taps(
 
 @called
 def _multiply_tile(
-    blocks, numbers, kh, kw, clips, t, source, in_place, gradient, in_place_dy, padded, begin_out, end_out, total
-):
-    """Add what tile t contributes to the weights, a few lines or images at a time; no sum takes more than DEPTH."""
-    image, images, line, lines = tile_of(numbers, t)
-    start, pitch, size = place_of(numbers, t, in_place)
+    blocks, numbers, kh, kw, clips, image, images, line, lines, source, in_place,
+    gradient, in_place_dy, padded, begin_out, end_out, total,
+):  # fmt: skip
+    """Add what a tile contributes to the weights, a few lines or images at a time; no sum takes more than DEPTH."""
+    start, pitch, size = place_of(numbers, image, line, lines, in_place)
     stride_h, stride_w, c = numbers[STRIDE_H], numbers[STRIDE_W], numbers[C]
     h_out, w_out, taps = numbers[H_OUT], numbers[W_OUT], kw * c
     start_dy, size_dy = 0, lines * w_out * padded
@@ -125,41 +129,59 @@ def multiply_gradients(
     partial,
     slab,
     slab_dy,
+    numbers_dy,
+    transforms,
+    few,
+    taken,
+    taken_dy,
 ):
     """Shares first to last of dw, each added up over its tiles into its own `partial` (kh, kw, c_in, padded c_out).
 
     `clips`: products with the padding's zeros are left out, where that leaves out whole lines or columns.
     `shares` (number, 5) int64: first and last tile, first and last output channel, and where its partial sums begin.
+
+    Where `few` is not 0 it is done by Winograd (see `multiply_tile_gradients`), which reads what comes last; the slab
+    of dy then is laid out by `numbers_dy`, and partial sums are of a `kernel` of 4x4 positions.
     """
-    in_place = numbers[PLAIN] == 1 and how == COPY
+    in_place = few == 0 and numbers[PLAIN] == 1 and how == COPY
     source = x if in_place else slab
     padded = -(-numbers[C_OUT] // LANES) * LANES
-    in_place_dy = padded == numbers[C_OUT] and how_dy == COPY
+    in_place_dy = few == 0 and padded == numbers[C_OUT] and how_dy == COPY
     gradient = x_dy if in_place_dy else slab_dy
     rows = kernel[0] * kernel[1] * numbers[C]
     for share in range(first, last):
         begin_out, end_out, base = shares[share, 2], shares[share, 3], shares[share, 4]
         total = partial[base : base + rows * padded]
         for row in range(rows):
-            total[row * padded + begin_out : row * padded + end_out] = np.float32(0)
+            clear(total, row * padded + begin_out, end_out - begin_out)
         for t in range(shares[share, 0], shares[share, 1]):
+            image, images, line, lines = tile_of(numbers, t)
             if not in_place:
-                fill_tile(table, numbers, t, how, x, x, parameters, width, slab)
+                fill_tile(table, numbers, image, images, line, lines, how, x, x, parameters, width, slab)
+            if few > 0:
+                fill_tile(
+                    *(table, numbers_dy, image, images, line, lines),
+                    *(how_dy, x_dy, dy, parameters_dy, width_dy, slab_dy),
+                )
+                multiply_tile_gradients(
+                    *(blocks, transforms, numbers, numbers_dy, images, lines, slab, slab_dy, begin_out, end_out, total),
+                    *(few, taken, taken_dy),
+                )
+                continue
             if not in_place_dy:
-                _fill_gradients(table, numbers, t, padded, how_dy, x_dy, dy, parameters_dy, width_dy, slab_dy)
+                _fill_gradients(
+                    *(table, numbers, image, images, line, lines, padded),
+                    *(how_dy, x_dy, dy, parameters_dy, width_dy, slab_dy),
+                )
             _multiply_tile(
-                *(blocks, numbers, kernel[0], kernel[1], clips, t, source, in_place, gradient, in_place_dy),
-                *(padded, begin_out, end_out, total),
+                *(blocks, numbers, kernel[0], kernel[1], clips, image, images, line, lines, source, in_place),
+                *(gradient, in_place_dy, padded, begin_out, end_out, total),
             )
 
 
-@compiled
 def sum_shares(first, last, partial, groups, size, c_out, dw):
     """Rows first to last of dw (kh*kw*c_in, c_out): the sum of the groups' partial sums, in their order."""
     padded = -(-c_out // LANES) * LANES
-    for row in range(first, last):
-        for lane in range(c_out):
-            dw[row * c_out + lane] = partial[row * padded + lane]
-        for group in range(1, groups):
-            for lane in range(c_out):
-                dw[row * c_out + lane] += partial[group * size + row * padded + lane]
+    parts = partial[: groups * size].reshape(groups, -1, padded)[:, first:last, :c_out]
+    with np.errstate(**QUIET):
+        np.add.reduce(parts, axis=0, out=dw[first * c_out : last * c_out].reshape(-1, c_out))

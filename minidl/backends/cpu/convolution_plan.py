@@ -34,7 +34,7 @@ Shape4 = tuple[int, int, int, int]
 ROW, COLUMN, LINES, COLUMNS, KH, KW, TOP, LEFT, WEIGHTS, R_FIRST, R_STEP, S_FIRST, S_STEP = range(13)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Plan:
     """How a product of windows is done; arrays are int64.
 

@@ -3,9 +3,7 @@
 What the loops work through is laid out in convolution_plan.py.
 """
 
-import numpy as np
-
-from minidl.backends.cpu.batchnorm_loops import sum_chunks
+from minidl.backends.cpu.batchnorm_loops import add_chunks
 from minidl.backends.cpu.blocks import WIDTH, multiply_block
 from minidl.backends.cpu.compile import called, compiled
 from minidl.backends.cpu.convolution_plan import (
@@ -39,7 +37,8 @@ from minidl.backends.cpu.convolution_plan import (
 )
 from minidl.backends.cpu.machine_code import LANES, SUMS
 from minidl.backends.cpu.passes import COPY, SUM_SHIFTED
-from minidl.backends.cpu.slab import fill_tile, place_of, tile_of
+from minidl.backends.cpu.slab import clear, fill_tile, place_of, tile_of
+from minidl.backends.cpu.winograd_loops import multiply_tiles
 
 NO_PASS = -1  # what comes after a tile, if nothing does
 
@@ -62,9 +61,9 @@ def pack_weights(first, last, w, turned, phases, packed):
             for j in range(kw):
                 tap = w[phase[R_FIRST] + i * phase[R_STEP], phase[S_FIRST] + j * phase[S_STEP]]
                 into = packed[at : at + inputs * WIDTH]
-                at += inputs * WIDTH
                 if lanes < WIDTH:
-                    into[:] = np.float32(0)
+                    clear(packed, at, inputs * WIDTH)
+                at += inputs * WIDTH
                 if turned:
                     for begin in range(0, inputs, 64):  # what is written stays in L1
                         end = min(begin + 64, inputs)
@@ -102,10 +101,11 @@ def _multiply_line(
 
 
 @called
-def _multiply_phase(blocks, numbers, phase, clips, t, source, in_place, packed, y, begin_out, end_out, edge):
-    """The outputs of a phase in tile t, channels begin_out to end_out."""
-    image, images, line, lines = tile_of(numbers, t)
-    start, pitch, size = place_of(numbers, t, in_place)
+def _multiply_phase(
+    blocks, numbers, phase, clips, image, images, line, lines, source, in_place, packed, y, begin_out, end_out, edge
+):
+    """The outputs of a phase in a tile, channels begin_out to end_out."""
+    start, pitch, size = place_of(numbers, image, line, lines, in_place)
     c, c_out, kh, kw = numbers[C], numbers[C_OUT], phase[KH], phase[KW]
     stride_h, apart = numbers[STRIDE_H], numbers[APART_W] * numbers[C_OUT]
     start += (phase[TOP] - numbers[TOP_LINE]) * pitch + (phase[LEFT] - numbers[LEFT_COLUMN]) * c
@@ -118,7 +118,7 @@ def _multiply_phase(blocks, numbers, phase, clips, t, source, in_place, packed, 
                 place = (line_out * numbers[W_OUT] + phase[COLUMN]) * c_out + block
                 if kh * kw == 0:
                     for p in range(phase[COLUMNS]):
-                        y[place + p * apart : place + p * apart + lanes] = np.float32(0)
+                        clear(y, place + p * apart, lanes)
                     continue
                 r, rows = 0, kh
                 if clips:
@@ -133,9 +133,8 @@ def _multiply_phase(blocks, numbers, phase, clips, t, source, in_place, packed, 
 
 
 @called
-def add_bias(numbers, t, bias, y, begin_out, end_out):
-    """To channels begin_out to end_out of tile t."""
-    image, images, line, lines = tile_of(numbers, t)
+def _add_bias(numbers, image, images, line, lines, bias, y, begin_out, end_out):
+    """To channels begin_out to end_out of a tile."""
     begin, c_out = (image * numbers[H_OUT] + line) * numbers[W_OUT], numbers[C_OUT]
     for row in range(begin, begin + ((images - 1) * numbers[H_OUT] + lines) * numbers[W_OUT]):
         for lane in range(begin_out, end_out):
@@ -166,8 +165,14 @@ def multiply_windows(
     starts,
     firsts,
     sums,
+    scratch,
     slab,
     edge,
+    transforms,
+    few,
+    taken,
+    products,
+    check,
 ):
     """Pieces first to last of y = windows times weights, and the bias where there is one. All but tables are flat.
 
@@ -176,26 +181,35 @@ def multiply_windows(
 
     What comes `after` a tile is done while it is in the cache: a pass with sums, SUM_SHIFTED over y, or one over y as
     the gradient of a normalization of `before`, whose parameters are `of_before`. Then `sums` is (3, chunks, c_out),
-    and `starts` and `firsts` are the plan's chunks; a tile is one piece.
+    and `starts` and `firsts` are the plan's chunks; a tile is one piece. `scratch` is that of `add_chunks`.
+
+    Where `few` is not 0 it is done by Winograd (see `multiply_tiles`), which reads what comes last.
     """
-    in_place = numbers[PLAIN] == 1 and how == COPY
+    in_place = few == 0 and numbers[PLAIN] == 1 and how == COPY
     source = x if in_place else slab
     c_out, many = numbers[C_OUT], -(-numbers[C_OUT] // WIDTH)
     for piece in range(first, last):
         t, split = piece % numbers[TILES], piece // numbers[TILES]
+        image, images, line, lines = tile_of(numbers, t)
         begin_out = many * split // numbers[SPLITS] * WIDTH
         end_out = min(many * (split + 1) // numbers[SPLITS] * WIDTH, c_out)
         if not in_place:
-            fill_tile(table, numbers, t, how, x, dy, parameters, width, slab)
-        for f in range(len(phases)):
+            fill_tile(table, numbers, image, images, line, lines, how, x, dy, parameters, width, slab)
+        if few > 0:
+            multiply_tiles(
+                *(blocks, transforms, numbers, image, images, line, lines, slab, packed, y, begin_out, end_out),
+                *(few, taken, products, edge, check),
+            )
+        for f in range(0 if few > 0 else len(phases)):
             _multiply_phase(
-                *(blocks, numbers, phases[f], clips, t, source, in_place, packed, y, begin_out, end_out, edge)
+                *(blocks, numbers, phases[f], clips, image, images, line, lines),
+                *(source, in_place, packed, y, begin_out, end_out, edge),
             )
         if bias.size:
-            add_bias(numbers, t, bias, y, begin_out, end_out)
+            _add_bias(numbers, image, images, line, lines, bias, y, begin_out, end_out)
         if after != NO_PASS:
             summed = y if after == SUM_SHIFTED else before
-            sum_chunks(
+            add_chunks(
                 *(firsts[t], firsts[t + 1], table, after, summed, y, y),
-                *(c_out, width_after, starts, of_before, y, sums),
+                *(c_out, width_after, starts, of_before, y, sums, scratch),
             )

@@ -1,19 +1,35 @@
-"""Convolution of 3x3 without a stride on the CPU by Winograd's F(2x2, 3x3).
+"""When and how a convolution of 3x3 without a stride is done on the CPU by Winograd's F(2x2, 3x3).
 
-The maths is in winograd.py and the loops are in winograd_loops.py. What comes out NaN or infinite is not to be used: it
-has spread over a tile, or overflowed on the way.
+The maths is in winograd.py and the loops over a tile are in winograd_loops.py.
 """
+
+import dataclasses
+import functools
 
 import numpy as np
 
-from minidl.backends.cpu import convolution_gradients, winograd, winograd_loops
-from minidl.backends.cpu.blocks import WIDTH, block_table
-from minidl.backends.cpu.convolution_factors import NOTHING, After, Source, is_finite
-from minidl.backends.cpu.convolution_plan import SHARED_BYTES, SHARES, Plan, shares_table
+from minidl.backends.cpu import convolution_gradients, winograd
+from minidl.backends.cpu.blocks import WIDTH
+from minidl.backends.cpu.convolution_plan import (
+    C_OUT,
+    H_OUT,
+    LEFT_COLUMN,
+    SHARED_BYTES,
+    SHARES,
+    SLAB_COLUMNS,
+    SLAB_LINES,
+    TOP_LINE,
+    W_OUT,
+    C,
+    H,
+    Plan,
+    Shares,
+    W,
+    shares_table,
+)
 from minidl.backends.cpu.machine_code import LANES
-from minidl.backends.cpu.passes import pass_table
 from minidl.backends.cpu.threads import Workers
-from minidl.backends.cpu.winograd import POSITIONS, transform_table
+from minidl.backends.cpu.winograd import POSITIONS
 from minidl.backends.protocol import Pair
 
 KERNEL = (3, 3)
@@ -26,7 +42,6 @@ STRIP_BYTES = 1 << 18  # of what is transformed at a time, of each factor
 STRIP = 112  # tiles, at most
 FEWEST_SHARES = 4  # of a weight's gradient, if it has as many tiles
 PER_TILE = 128  # numbers of a share for each tile that is added to it, at most: it takes work to sum them
-DISPATCHES = 64  # times that threads go for pieces
 PACKED = 1 << 15  # numbers of the weights that a thread transforms at a time
 
 
@@ -43,102 +58,80 @@ def pays(plan: Plan, of_weights: bool) -> bool:
     return min(c_in, c_out) >= FEWEST and c_in * c_out <= (MOST_GRADIENTS if of_weights else MOST) and full >= FULL
 
 
-class _Cut:
-    """Of a plan's tiles into tiles of 2x2 outputs."""
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """A plan's tiles, cut into tiles of 2x2 outputs; sizes are in numbers.
 
-    def __init__(self, plan: Plan, together: int) -> None:
-        """`together`: numbers of a position that lie beside each other."""
-        self.across = -(-plan.target[2] // 2)
-        self.down = -(-plan.tile // 2)
-        tiles = min(STRIP, STRIP_BYTES // (4 * POSITIONS * together))
-        self.few = max(1, tiles // max(1, self.across))  # lines of tiles at a time
-        self.tiles = self.few * self.across
-        self.slab = plan.together * (2 * self.down + 2) * (2 * self.across + 2) * plan.source[3] + LANES
-        self.slab_dy = plan.together * 4 * self.down * self.across * plan.target[3] + LANES
+    Attributes:
+        few: Lines of them that go at a time.
+        numbers: The plan's, with slabs of whole tiles.
+        numbers_dy: The same, where what is read is the gradient of the output.
+        slab, slab_dy: Slabs.
+        taken, taken_dy: What is transformed of them at a time.
+        products: What that is multiplied to.
+        edge: Two lines of outputs.
+    """
 
-    def strip(self, padded: int) -> int:
-        """Numbers of a strip, 16 positions that lie LANES apart: powers of two would meet in the cache."""
-        return POSITIONS * (self.tiles * padded + LANES)
-
-
-def multiply_windows(
-    workers: Workers,
-    plan: Plan,
-    source: Source,
-    w: np.ndarray,
-    turned: bool,
-    bias: np.ndarray | None,
-    y: np.ndarray,
-    after: After,
-) -> bool:
-    """Y, and what comes `after`; whether all of y is finite. `turned` as in `pack_weights`."""
-    inputs = plan.source[3]
-    cut = _Cut(plan, _padded(inputs))
-    packed = _transformed(workers, w, turned)
-    grain = max(1, plan.pieces // DISPATCHES)
-    checks = np.zeros((-(-plan.pieces // grain), LANES), np.float32)
-    how, x, dy, parameters = source
-    tables = block_table(), pass_table(), transform_table(), plan.numbers
-    added = NOTHING if bias is None else bias
-    arrays = x.reshape(-1), dy.reshape(-1), parameters.reshape(-1), parameters.shape[1], packed, added, y.reshape(-1)
-
-    def tiles(first: int, last: int) -> None:
-        slab, taken = workers.scratch("slab", cut.slab), workers.scratch("taken", cut.strip(_padded(inputs)))
-        products = workers.scratch("products", cut.strip(WIDTH))
-        edge = workers.scratch("edge", 4 * cut.across * WIDTH)
-        given = cut.few, slab, taken, products, edge, checks[first // grain]
-        winograd_loops.multiply_tiles(first, last, *tables, how, *arrays, *after, *given)
-
-    workers.run(tiles, plan.pieces, grain)
-    return not checks.any()
+    few: int
+    numbers: np.ndarray
+    numbers_dy: np.ndarray
+    slab: int
+    slab_dy: int
+    taken: int
+    taken_dy: int
+    products: int
+    edge: int
 
 
-def multiply_gradients(workers: Workers, plan: Plan, x: Source, dy: Source, dw: np.ndarray) -> bool:
-    """The gradient of the weights; whether all of it is finite."""
-    inputs, outputs = dw.shape[2:]
-    padded = _padded(outputs)
-    cut = _Cut(plan, max(_padded(inputs), padded))
-    size = POSITIONS * inputs * padded
-    tiles = plan.tiles * plan.together * cut.down * cut.across
+@functools.lru_cache(1024)
+def cut_of(plan: Plan) -> Cut:
+    """Of a plan whose windows `takes` takes."""
+    (_, _, _, c_in), (_, h_out, w_out, c_out) = plan.source, plan.target
+    across, wide = -(-w_out // 2), max(_padded(c_in), _padded(c_out))
+    few = max(1, min(STRIP, STRIP_BYTES // (4 * POSITIONS * wide)) // max(1, across))
+
+    def strip(padded: int) -> int:
+        """16 positions, LANES apart: powers of two would meet in the cache."""
+        return POSITIONS * (few * across * padded + LANES)
+
+    numbers = plan.numbers.copy()
+    numbers[[SLAB_LINES, SLAB_COLUMNS]] = 4, 2 * across + 2  # beyond the first line of outputs, and of an odd one more
+    numbers_dy = numbers.copy()
+    numbers_dy[[H, W, C, H_OUT, W_OUT, C_OUT]] = h_out, w_out, c_out, h_out, w_out, c_out
+    numbers_dy[[TOP_LINE, LEFT_COLUMN, SLAB_LINES, SLAB_COLUMNS]] = 0, 0, 2, 2 * across
+    return Cut(
+        few=few,
+        numbers=numbers,
+        numbers_dy=numbers_dy,
+        slab=plan.together * (plan.tile + 3) * (2 * across + 2) * c_in + LANES,  # whose last pixel is read as a vector
+        slab_dy=plan.together * (plan.tile + 1) * 2 * across * c_out + LANES,
+        taken=strip(_padded(c_in)),
+        taken_dy=strip(_padded(c_out)),
+        products=strip(WIDTH),
+        edge=4 * across * WIDTH,
+    )
+
+
+@functools.lru_cache(1024)
+def shares_of(plan: Plan) -> Shares:
+    """Of the gradient of the weights, before its last transform."""
+    _, _, w_out, c_out = plan.target
+    padded = _padded(c_out)
+    size = POSITIONS * plan.source[3] * padded
+    tiles = plan.tiles * plan.together * -(-plan.tile // 2) * -(-w_out // 2)
     wanted = min(SHARES, max(FEWEST_SHARES, tiles * PER_TILE // size))
     groups = max(1, min(wanted, plan.tiles, SHARED_BYTES // (4 * size)))
     table = shares_table(plan.tiles, groups, padded, size)
-    partial = workers.scratch("partial", groups * size)
-    of_x = x.how, x.x.reshape(-1), x.parameters.reshape(-1), x.parameters.shape[1]
-    of_dy = dy.how, dy.x.reshape(-1), dy.dy.reshape(-1), dy.parameters.reshape(-1), dy.parameters.shape[1]
-    tables = block_table(), pass_table(), transform_table(), plan.numbers, table
-
-    def work(first: int, last: int) -> None:
-        slabs = workers.scratch("slab", cut.slab), workers.scratch("slab_dy", cut.slab_dy)
-        taken = workers.scratch("taken", cut.strip(_padded(inputs))), workers.scratch("taken_dy", cut.strip(padded))
-        winograd_loops.multiply_tile_gradients(first, last, *tables, *of_x, *of_dy, partial, cut.few, *slabs, *taken)
-
-    workers.run(work, len(table), 1)
-    rows = POSITIONS * inputs
-    summed = workers.scratch("summed", rows * padded)[: rows * padded]
-    given = partial, groups, size, padded, summed
-    workers.run(convolution_gradients.sum_shares, rows, max(1, PACKED // padded), *given)
-    made = dw
-    if padded > outputs:
-        made = workers.scratch("weights", 9 * inputs * padded)[: 9 * inputs * padded].reshape(*KERNEL, inputs, padded)
-
-    def transform(first: int, last: int) -> None:
-        winograd.transform_gradients(summed, made, first, last)
-
-    workers.run(transform, padded // LANES, max(1, PACKED // (POSITIONS * inputs * LANES)))
-    if made is not dw:
-        dw[...] = made[..., :outputs]
-    return is_finite(dw)
+    return Shares(np.array((4, 4), np.int64), table, groups, size, cut_of(plan).slab_dy, clips=False)
 
 
-def _transformed(workers: Workers, w: np.ndarray, turned: bool) -> np.ndarray:
-    """Weights in the order in which they are read: (16, blocks, inputs, WIDTH)."""
+def transformed_weights(workers: Workers, w: np.ndarray, turned: bool) -> np.ndarray:
+    """Weights in the order in which they are read: (16, blocks, inputs, WIDTH); `turned` as in `pack_weights`."""
     given = w[::-1, ::-1].transpose(0, 1, 3, 2) if turned else w
     inputs, outputs = given.shape[2:]
     padded, blocks = _padded(outputs), -(-outputs // WIDTH)
     if turned or padded > outputs:
-        whole = workers.scratch("weights", 9 * inputs * padded)[: 9 * inputs * padded]
-        whole = whole.reshape(*KERNEL, inputs, padded)
+        whole = _weights(workers, inputs, padded)
         whole[..., :outputs], whole[..., outputs:] = given, 0
         given = whole
     packed = workers.scratch("packed", POSITIONS * blocks * inputs * WIDTH)
@@ -148,6 +141,27 @@ def _transformed(workers: Workers, w: np.ndarray, turned: bool) -> np.ndarray:
 
     workers.run(transform, padded // LANES, max(1, PACKED // (POSITIONS * inputs * LANES)))
     return packed
+
+
+def finish_gradients(workers: Workers, partial: np.ndarray, shares: Shares, dw: np.ndarray) -> None:
+    """Dw from the shares' partial sums."""
+    inputs, outputs = dw.shape[2:]
+    padded, rows = _padded(outputs), POSITIONS * inputs
+    summed = workers.scratch("summed", rows * padded)[: rows * padded]
+    given = partial, shares.groups, shares.size, padded, summed
+    workers.run(convolution_gradients.sum_shares, rows, max(1, PACKED // padded), *given)
+    made = dw if padded == outputs else _weights(workers, inputs, padded)
+
+    def transform(first: int, last: int) -> None:
+        winograd.transform_gradients(summed, made, first, last)
+
+    workers.run(transform, padded // LANES, max(1, PACKED // (POSITIONS * inputs * LANES)))
+    if made is not dw:
+        dw[...] = made[..., :outputs]
+
+
+def _weights(workers: Workers, inputs: int, padded: int) -> np.ndarray:
+    return workers.scratch("weights", 9 * inputs * padded)[: 9 * inputs * padded].reshape(*KERNEL, inputs, padded)
 
 
 def _padded(channels: int) -> int:

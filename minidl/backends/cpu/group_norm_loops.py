@@ -7,7 +7,7 @@ side by side are the vector. No float32 accumulator takes more than CHUNK terms.
 
 import numpy as np
 
-from minidl.backends.cpu.batchnorm_loops import CHUNK, sum_chunks
+from minidl.backends.cpu.batchnorm_loops import CHUNK, add_chunks
 from minidl.backends.cpu.compile import compiled, inlined
 from minidl.backends.cpu.passes import SUM_SHIFTED
 
@@ -28,12 +28,14 @@ def _finish(mean, moment, count, eps):
 
 @compiled
 def sum_pieces(first, last, table, channels, width, x, starts, sums):
-    """Pieces first to last, each a chunk of a sample's rows: `sum_chunks` of x (n, rows * c) into (n, 3, chunks, c)."""
-    chunks = sums.shape[2]
+    """Pieces first to last, each a chunk of a sample's rows: `add_chunks` of x (n, rows * c) into (n, 3, chunks, c)."""
+    chunks, scratch = sums.shape[2], np.empty((3, width // channels, channels), np.float32)
     for piece in range(first, last):
         sample, k = piece // chunks, piece % chunks
         row = x[sample]
-        sum_chunks(k, k + 1, table, SUM_SHIFTED, row, row, row, channels, width, starts, row, row, sums[sample])
+        add_chunks(
+            *(k, k + 1, table, SUM_SHIFTED, row, row, row, channels, width, starts, row, row, sums[sample], scratch),
+        )
 
 
 @compiled

@@ -29,7 +29,7 @@ def _draw_augmentation(
 
 
 @compiled
-def _gather_images(first, last, images, index, shifts, flips, centres, mean, std, out, cutout):
+def _gather_images(first, last, images, index, shifts, flips, mean, std, out):
     _, h, w, c = images.shape
     for n in range(first, last):
         source, down, right, flip = index[n], shifts[n, 0], shifts[n, 1], flips[n]
@@ -41,12 +41,17 @@ def _gather_images(first, last, images, index, shifts, flips, centres, mean, std
                 for k in range(c):
                     raw = np.float32(images[source, y, x, k]) if inside else np.float32(0)
                     out[n, i, j, k] = (raw - mean[k]) / std[k]
-        if cutout > 0:
-            top, left = centres[n, 0] - cutout // 2, centres[n, 1] - cutout // 2
-            for i in range(max(0, top), min(h, top + cutout)):
-                for j in range(max(0, left), min(w, left + cutout)):
-                    for k in range(c):
-                        out[n, i, j, k] = np.float32(0)
+
+
+@compiled
+def _cut_out(first, last, centres, cutout, out):
+    _, h, w, c = out.shape
+    for n in range(first, last):
+        top, left = centres[n, 0] - cutout // 2, centres[n, 1] - cutout // 2
+        for i in range(max(0, top), min(h, top + cutout)):
+            for j in range(max(0, left), min(w, left + cutout)):
+                for k in range(c):
+                    out[n, i, j, k] = np.float32(0)
 
 
 class ImageOps(CpuDevice):
@@ -82,8 +87,9 @@ class ImageOps(CpuDevice):
     ) -> None:
         check_cutout(cutout)
         grain = max(1, GRAIN // max(1, images[0].size))
-        arrays = images, index, shifts, flips, centres, mean, std, out
-        self.workers.run(_gather_images, len(index), grain, *arrays, cutout)
+        self.workers.run(_gather_images, len(index), grain, images, index, shifts, flips, mean, std, out)
+        if cutout > 0:
+            self.workers.run(_cut_out, len(index), grain, centres, cutout, out)
 
     def gather_labels(self, labels: np.ndarray, index: np.ndarray, out: np.ndarray) -> None:
         np.take(labels, index, out=out)

@@ -1,7 +1,7 @@
 """Functions written in LLVM's language: vectors of this processor, building, and calling them from Numba's kernels.
 
 Numba leaves to LLVM what becomes a vector and what stays in a register; where that decides about the speed, a function
-is put together here, instruction by instruction. All of them together build in a fraction of a second.
+is put together here, instruction by instruction. All of them build in a fraction of a second, once on a machine.
 """
 
 import functools
@@ -9,10 +9,15 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import llvmlite
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import config
 from numba.core.codegen import get_host_cpu_features
+
+from kernels.fingerprint import UncacheableError, fingerprint_of_module
+from minidl.backends.compilation import COMPILATION
+from minidl.backends.cpu.cache import through_disk
 
 
 def _processor() -> tuple[str, str]:
@@ -72,16 +77,56 @@ def once(make: Callable[[], Result]) -> Callable[[], Result]:
     return given
 
 
-def build(module: ir.Module, names: Sequence[str]) -> tuple[list[int], Any]:
-    """The functions' addresses in machine code, and what owns it and must be kept."""
+def built(names: Sequence[str]) -> Callable[[Callable[[], ir.Module]], Callable[[], list[int]]]:
+    """Make of a function, which puts together a module of LLVM, one that gives its functions' addresses, by `names`.
+
+    At its first call it builds them, or takes the machine code that an earlier process has left on disk. A module
+    follows from the source that puts it together, so that is not even done then.
+    """
+
+    def decorate(generate: Callable[[], ir.Module]) -> Callable[[], list[int]]:
+        source = generate.__module__
+        try:  # at import: it is this source that runs, however it is edited later
+            stamp = fingerprint_of_module(source, LANES, SUMS)
+        except UncacheableError:
+            stamp = None
+        owner = once(lambda: _load(source, stamp, generate))
+
+        @functools.wraps(generate)
+        def addresses() -> list[int]:
+            return [owner().get_function_address(name) for name in names]
+
+        return addresses
+
+    return decorate
+
+
+def _load(source: str, stamp: str | None, generate: Callable[[], ir.Module]) -> Any:
+    """What owns the functions of module `source`, ready to run."""
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    module.triple = llvm.get_process_triple()
     name, features = _processor()
     machine = llvm.Target.from_default_triple().create_target_machine(cpu=name, features=features, opt=2)
-    owner = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), machine)
+
+    def emit() -> bytes:
+        COMPILATION.begin()
+        try:
+            module = generate()
+            module.triple = llvm.get_process_triple()
+            return bytes(machine.emit_object(llvm.parse_assembly(str(module))))
+        finally:
+            COMPILATION.end()
+
+    if stamp is None:
+        COMPILATION.problem = f"{source}: it cannot be told when it changes"
+        code = emit()
+    else:
+        facts = stamp, machine.triple, name, features, llvmlite.__version__, llvm.llvm_version_info
+        code = through_disk(f"{source.rpartition('.')[2]}.machine_code", repr(facts), emit)
+    owner = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    owner.add_object_file(llvm.ObjectFileRef.from_data(code))
     owner.finalize_object()
-    return [owner.get_function_address(name) for name in names], owner
+    return owner
 
 
 def caller(function: ir.FunctionType) -> Callable[..., Any]:

@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from minidl.backends.cpu.machine_code import build, caller, once
+from minidl.backends.cpu.machine_code import built, caller, once
 from minidl.backends.cpu.vectors import SIGNATURE, Numbers, Pass, Value, define
 
 SHIFT, DELTA, SCALE, BETA, MEAN_G, SLOPE = range(6)  # rows of parameters
@@ -101,14 +101,18 @@ NAMES = tuple(made.name for made in PASSES)
 _PROTOTYPE = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 6)
 
 
-@once
-def _built() -> tuple[np.ndarray, list[Any], Any]:
-    """The table, the same for Python, and what owns the machine code."""
+@built(NAMES)
+def _addresses() -> ir.Module:
     module = ir.Module("minidl.passes")
     for made in PASSES:
         define(module, made)
-    addresses, owner = build(module, NAMES)
-    return np.array(addresses, np.int64), [_PROTOTYPE(address) for address in addresses], owner
+    return module
+
+
+@once
+def _built() -> tuple[np.ndarray, list[Any]]:
+    """The table, and the same for Python."""
+    return np.array(_addresses(), np.int64), [_PROTOTYPE(address) for address in _addresses()]
 
 
 def pass_table() -> np.ndarray:

@@ -56,21 +56,27 @@ def _max_lines(first, last, functions, x, parameters, width, y, index, h, w, c, 
             j += windows
 
 
+def _gradient_lines(first, last, sums, *given):
+    """Chunks first to last of dx, whose windows do not overlap, and of `sums` (2, chunks, c)."""
+    _write_gradient_lines(first, last, sums, np.empty((2, sums.shape[2]), np.float32), *given)
+
+
 @compiled
-def _gradient_lines(
-    first, last, functions, dy, index, x, parameters, width, dx, h, w, c, ho, wo, kh, kw, sh, sw, lines, across, sums
-):
-    """Chunks first to last of dx, whose windows do not overlap, and of `sums` (2, chunks, c); other arrays are flat.
+def _write_gradient_lines(
+    first, last, sums, both, functions, dy, index, x, parameters, width, dx, h, w, c, ho, wo, kh, kw, sh, sw, lines,
+    across,
+):  # fmt: skip
+    """Those chunks; `both` (2, c) has the sums of one, other arrays are flat.
 
     A chunk is so many `lines` of an image, or `across` windows of a single one.
     """
     parts = max(1, -(-wo // across))
     groups = -(-h // lines)
-    both = np.empty(2 * c, np.float32)
     function = functions[1] if kw == 2 and sw == 2 else functions[0]
     for k in range(first, last):
         n, group, part = k // (groups * parts), k // parts % groups, k % parts
-        both[:] = np.float32(0)
+        for i in range(c):
+            both[0, i] = both[1, i] = np.float32(0)
         j = part * across
         for row in range(group * lines, min((group + 1) * lines, h)):
             i = row // sh
@@ -83,8 +89,8 @@ def _gradient_lines(
             here = (n * h * w + place) * c
             arrays = dy, source, index, source, x, here, parameters, 0, dx, here, both, 0
             call_gradient(function, windows, c, kw, sw, rest, place, width, *arrays)
-        sums[0, k] = both[:c]
-        sums[1, k] = both[c:]
+        for i in range(c):
+            sums[0, k, i], sums[1, k, i] = both[0, i], both[1, i]
 
 
 class NormalizedPoolingOps(BatchNormOps, PoolingOps):
@@ -144,15 +150,8 @@ class NormalizedPoolingOps(BatchNormOps, PoolingOps):
         found = self.empty((2, chunks, c))
         arrays = dy.reshape(-1), _as_numbers(index), x.reshape(-1), parameters.reshape(-1), parameters.shape[1]
         self.workers.run(
-            *(
-                _gradient_lines,
-                chunks,
-                grain,
-                functions,
-                *arrays,
-                dx.reshape(-1),
-            ),
-            *(h, w, c, ho, wo, *kernel, *stride, lines, across, found),
+            *(_gradient_lines, chunks, grain, found, functions, *arrays, dx.reshape(-1)),
+            *(h, w, c, ho, wo, *kernel, *stride, lines, across),
         )
         self.finish_gradients(n * h * w, before.statistics.inv_std, found, sums)
 

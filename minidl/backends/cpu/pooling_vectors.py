@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from minidl.backends.cpu.machine_code import I64, LANES, POINTER, VECTOR, ZERO, build, caller, number, once, spread
+from minidl.backends.cpu.machine_code import I64, LANES, POINTER, VECTOR, ZERO, built, caller, number, once, spread
 from minidl.backends.cpu.passes import BETA, DELTA, MASK_AND_SUM, NORMALIZE, NORMALIZE_RELU, PASSES, SCALE, SHIFT
 from minidl.backends.cpu.passes import SUM_GRADIENTS as WITHOUT_RELU
 from minidl.backends.cpu.vectors import Function, Numbers, Value
@@ -190,25 +190,29 @@ def _define_gradient(module: ir.Module, name: str, gradient: int, by_twos: bool)
     b.ret_void()
 
 
-@once
-def _built() -> tuple[np.ndarray, Any]:
-    """The table, and what owns the machine code."""
-    module, names = ir.Module("minidl.pooling"), []
+_FUNCTIONS = {
+    f"{what}{'_usual' * usual}{'_relu' * relu}": (define, which, usual)
     for define, what, passes in (
         (_define_maximum, "maximum", (NORMALIZE, NORMALIZE_RELU)),
         (_define_gradient, "gradient", (WITHOUT_RELU, MASK_AND_SUM)),
-    ):
-        for usual in (False, True):
-            for relu, which in enumerate(passes):
-                names.append(f"{what}{'_usual' * usual}{'_relu' * relu}")
-                define(module, names[-1], which, usual)
-    addresses, owner = build(module, names)
-    return np.array(addresses, np.int64), owner
+    )
+    for usual in (False, True)
+    for relu, which in enumerate(passes)
+}
 
 
+@built(list(_FUNCTIONS))
+def _addresses() -> ir.Module:
+    module = ir.Module("minidl.pooling")
+    for name, (define, which, usual) in _FUNCTIONS.items():
+        define(module, name, which, usual)
+    return module
+
+
+@once
 def line_table() -> np.ndarray:
     """Addresses of the functions, by their numbers; built at the first call."""
-    return _built()[0]
+    return np.array(_addresses(), np.int64)
 
 
 @intrinsic

@@ -34,55 +34,43 @@ def tile_of(numbers, t):
 
 
 @called
-def place_of(numbers, t, in_place):
-    """Where the windows of tile t begin, elements from line to line and from image to image: in the slab or in x."""
-    image, _, line, lines = tile_of(numbers, t)
-    h, w, c = numbers[H], numbers[W], numbers[C]
+def place_of(numbers, image, line, lines, in_place):
+    """Where a tile's windows begin, elements from line to line and from image to image: in the slab or in x."""
+    w, c, stride = numbers[W], numbers[C], numbers[STRIDE_H]
+    start, pitch, read = 0, numbers[SLAB_COLUMNS] * c, (lines - 1) * stride + numbers[SLAB_LINES]
     if in_place:
-        origin = line * numbers[STRIDE_H] + numbers[TOP_LINE]
-        return ((image * h + origin) * w + numbers[LEFT_COLUMN]) * c, w * c, h * w * c
-    pitch = numbers[SLAB_COLUMNS] * c
-    return 0, pitch, ((lines - 1) * numbers[STRIDE_H] + numbers[SLAB_LINES]) * pitch
+        pitch, read = w * c, numbers[H]
+        start = (image * read + line * stride + numbers[TOP_LINE]) * pitch + numbers[LEFT_COLUMN] * c
+    return start, pitch, read * pitch
 
 
 @called
-def fill_pixels(table, how, x, dy, parameters, width, place, pixels, channels, slab, at, pitch):
-    """Pixels that lie side by side, from element `place` of x on, to `at` in the slab, where a pixel takes `pitch`.
+def clear(array, begin, count):
+    """Zeros in `count` elements; assigning one to a slice takes Numba twice as long to compile."""
+    part = array[begin : begin + count]
+    for i in range(len(part)):
+        part[i] = np.float32(0)
+
+
+@called
+def fill_tile(table, numbers, image, images, line, lines, how, x, dy, parameters, width, slab):
+    """All that a tile reads, image after image, line after line; zeros where there is nothing.
 
     `how` is a pass of `table` that reads x and dy and `parameters`, whose rows are of `width`. All are flat.
     """
-    runs, count = (1, pixels * channels) if pitch == channels else (pixels, channels)
-    for run in range(runs):
-        here, there = place + run * channels, at + run * pitch
-        call_pass(table[how], count, width, x, here, dy, here, x, 0, parameters, 0, slab, there, slab, 0)
-
-
-@called
-def fill_lines(table, how, x, dy, parameters, width, image, h, w, channels, top, left, lines, columns, slab, at):
-    """Lines `top` and on, columns `left` and on of an image (h, w, channels) of x; zeros where there is none."""
+    h, w, c, columns = numbers[H], numbers[W], numbers[C], numbers[SLAB_COLUMNS]
+    stride, left = numbers[STRIDE_H], numbers[LEFT_COLUMN]
+    top = line * stride + numbers[TOP_LINE]
     begin = min(max(0, -left), columns)
     end = max(begin, min(columns, w - left))
-    for line in range(top, top + lines):
-        if line < 0 or line >= h:
-            slab[at : at + columns * channels] = np.float32(0)
-        else:
-            slab[at : at + begin * channels] = np.float32(0)
-            place = ((image * h + line) * w + left + begin) * channels
-            middle, count = at + begin * channels, end - begin
-            fill_pixels(table, how, x, dy, parameters, width, place, count, channels, slab, middle, channels)
-            slab[at + end * channels : at + columns * channels] = np.float32(0)
-        at += columns * channels
-
-
-@called
-def fill_tile(table, numbers, t, how, x, dy, parameters, width, slab):
-    """All that tile t reads, image after image; see `fill_lines`."""
-    image, images, line, lines = tile_of(numbers, t)
-    h, w, c, columns = numbers[H], numbers[W], numbers[C], numbers[SLAB_COLUMNS]
-    top, left = line * numbers[STRIDE_H] + numbers[TOP_LINE], numbers[LEFT_COLUMN]
-    read = (lines - 1) * numbers[STRIDE_H] + numbers[SLAB_LINES]
-    for k in range(images):
-        fill_lines(
-            *(table, how, x, dy, parameters, width, image + k, h, w, c),
-            *(top, left, read, columns, slab, k * read * columns * c),
-        )
+    at = 0
+    for k in range(image, image + images):
+        for row in range(top, top + (lines - 1) * stride + numbers[SLAB_LINES]):
+            if row < 0 or row >= h:
+                clear(slab, at, columns * c)
+            else:
+                here, there, count = ((k * h + row) * w + left + begin) * c, at + begin * c, (end - begin) * c
+                clear(slab, at, begin * c)
+                call_pass(table[how], count, width, x, here, dy, here, x, 0, parameters, 0, slab, there, slab, 0)
+                clear(slab, there + count, (columns - end) * c)
+            at += columns * c

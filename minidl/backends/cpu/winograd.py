@@ -22,7 +22,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from minidl.backends.cpu.machine_code import I64, LANES, POINTER, VECTOR, ZERO, build, caller, number, once, vector_at
+from minidl.backends.cpu.machine_code import I64, LANES, POINTER, VECTOR, ZERO, built, caller, number, once, vector_at
 
 POSITIONS = 16
 (INPUTS, GRADIENTS, WEIGHTS, OUTPUTS, WEIGHT_GRADIENTS) = range(5)
@@ -160,9 +160,8 @@ _OF_WEIGHTS = ctypes.CFUNCTYPE(None, _PLACE, *[_LONG] * 3, _PLACE, *[_LONG] * 3)
 _TO_WEIGHTS = ctypes.CFUNCTYPE(None, _PLACE, *[_LONG] * 2, _PLACE, *[_LONG] * 4, _PLACE)
 
 
-@once
-def _built() -> tuple[np.ndarray, tuple[Any, Any], Any]:
-    """The table, the functions of weights for Python, and what owns the machine code."""
+@built(("inputs", "gradients", "weights", "outputs", "weight_gradients"))
+def _addresses() -> ir.Module:
     module = ir.Module("minidl.winograd")
     ir.Function(module, ir.FunctionType(VECTOR, [VECTOR] * 3), _FMA)
     _take(module, "inputs", 4, 2, _of_window)
@@ -170,12 +169,14 @@ def _built() -> tuple[np.ndarray, tuple[Any, Any], Any]:
     _take(module, "weights", 3, 0, _of_weights)
     _give(module, "outputs", _to_outputs)
     _give(module, "weight_gradients", _to_weights)
-    addresses, owner = build(module, ("inputs", "gradients", "weights", "outputs", "weight_gradients"))
-    return (
-        np.array(addresses, np.int64),
-        (_OF_WEIGHTS(addresses[WEIGHTS]), _TO_WEIGHTS(addresses[WEIGHT_GRADIENTS])),
-        owner,
-    )
+    return module
+
+
+@once
+def _built() -> tuple[np.ndarray, Any, Any]:
+    """The table, and the functions of weights for Python."""
+    table = np.array(_addresses(), np.int64)
+    return table, _OF_WEIGHTS(int(table[WEIGHTS])), _TO_WEIGHTS(int(table[WEIGHT_GRADIENTS]))
 
 
 def transform_table() -> np.ndarray:
@@ -184,7 +185,7 @@ def transform_table() -> np.ndarray:
 
 
 def transform_weights(w: np.ndarray, packed: np.ndarray, first: int, last: int, width: int) -> None:
-    """Vectors first to last of w (3, 3, c_in, c_out) to `packed` (16, blocks, c_in, width), of c_out in blocks of `width`.
+    """Vectors first to last of w (3, 3, c_in, c_out) to `packed` (16, blocks, c_in, width): c_out in blocks of `width`.
 
     Both are contiguous, c_out is a multiple of the vectors' lanes. Releases the GIL.
     """
@@ -193,7 +194,7 @@ def transform_weights(w: np.ndarray, packed: np.ndarray, first: int, last: int, 
     x, v = w.ctypes.data, packed.ctypes.data
     for lane in range(first * LANES, last * LANES, LANES):
         place = lane // width * block + lane % width
-        _built()[1][0](
+        _built()[1](
             x + 4 * lane, 3 * inputs * outputs, inputs * outputs, outputs, v + 4 * place, position, width, inputs
         )
 
@@ -204,7 +205,7 @@ def transform_gradients(summed: np.ndarray, dw: np.ndarray, first: int, last: in
     m, y, check = summed.ctypes.data, dw.ctypes.data, np.zeros(LANES, np.float32)
     for lane in range(4 * first * LANES, 4 * last * LANES, 4 * LANES):
         of = m + lane, inputs * outputs, outputs
-        _built()[1][1](*of, y + lane, 3 * inputs * outputs, inputs * outputs, outputs, inputs, check.ctypes.data)
+        _built()[2](*of, y + lane, 3 * inputs * outputs, inputs * outputs, outputs, inputs, check.ctypes.data)
 
 
 @intrinsic
