@@ -182,7 +182,7 @@ def test_the_cpu_has_nothing_to_explain(minidl) -> None:
         (["--model", "mlp-3", "--explain", "--summary"], "--explain and --summary are two tables"),
         (["--model", "mlp-3", "--device", "cpu"], "--device goes with --explain"),
         (["--batch-size", "3"], "--batch-size goes with --explain"),
-        (["--model", "mlp-3", "--explain", "--device", "cpu", "--precision", "tf32"], "device cpu computes in winograd"),
+        (["--model", "mlp-3", "--explain", "--device", "cpu", "--precision", "tf32"], "computes in winograd, fp32"),
         (["--model", "small-cnn", "--norm", "ghost:4", "--explain", "--device", "emulator", "--batch-size", "3"],
          "--batch-size 3 is too small for small-cnn"),
     ],

@@ -11,7 +11,6 @@ import numpy as np
 from kernels.errors import TechniqueError
 from minidl.backends.cpu import convolution_gradients, convolution_windows
 from minidl.backends.cpu.blocks import WIDTH, block_table
-from minidl.backends.cpu.compile import compiled
 from minidl.backends.cpu.convolution_factors import NO_SUMS, NOTHING, After, Source, as_it_is, is_finite
 from minidl.backends.cpu.convolution_plan import Plan, Shares, forward_plan, input_gradient_plan, weight_gradient_plan
 from minidl.backends.cpu.convolution_scatter import ScatteredOps
@@ -38,14 +37,14 @@ NOT_BY_WINOGRAD: tuple[Any, ...] = np.empty(0, np.int64), 0, NOTHING, NOTHING, N
 DISPATCHES = 64  # times that threads go for pieces; more would cost more than waiting for the last one
 
 
-@compiled
-def _sum_rows(first, last, dy, chunk, sums):
-    for k in range(first, last):
-        s = sums[k]
-        s[:] = np.float32(0)
-        for row in range(k * chunk, min((k + 1) * chunk, dy.shape[0])):
-            for c in range(dy.shape[1]):
-                s[c] += dy[row, c]
+def _sum_rows(first: int, last: int, dy: np.ndarray, chunk: int, sums: np.ndarray) -> None:
+    """Chunks first to last, row after row."""
+    whole = min(last, len(dy) // chunk)
+    with np.errstate(**QUIET):
+        parts = dy[first * chunk : whole * chunk].reshape(-1, chunk, dy.shape[1])
+        np.add.reduce(parts, axis=1, out=sums[first:whole])
+        if whole < last:
+            np.add.reduce(dy[whole * chunk :], axis=0, out=sums[whole])
 
 
 class ConvolutionOps(ScatteredOps):
