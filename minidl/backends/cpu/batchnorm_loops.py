@@ -37,7 +37,7 @@ def add_chunks(first, last, table, which, x, dy, y, channels, width, starts, par
     for k in range(first, last):
         at, rows = starts[k] * channels, starts[k + 1] - starts[k]
         if which == SUM_SHIFTED:
-            head = rows if rows < HEAD else HEAD
+            head = rows if rows < HEAD else HEAD  # these about the chunk's first row, the only parameters that it reads
             call_pass(table[which], head * channels, channels, x, at, x, at, x, at, x, at, g, 0, scratch, 0)
             origin, share = x[at : at + channels], np.float32(1) / np.float32(head)
             for c in range(channels):  # in vectors, as it counts from 0 over a slice
