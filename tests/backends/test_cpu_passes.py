@@ -22,7 +22,8 @@ HOSTILE = np.array(
     [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 2.0**-126, -(2.0**-127), 3e38, -3e38, 1, -1], np.float32
 )
 WITH_SUMS = [made.name for made in PASSES if made.sums]
-WITHOUT_SUMS = [made.name for made in PASSES if not made.sums]
+WITHOUT_SUMS = [made.name for made in PASSES if not made.sums and not made.around]
+AROUND = [made.name for made in PASSES if made.around]
 Array = np.ndarray
 
 
@@ -64,7 +65,7 @@ def expected(name: str, a: Array, b: Array, c: Array, parameters: Array) -> tupl
         "mask_and_sum_gradients": [masked, masked * centred],
         "mask_by_output_and_sum_gradients": [by_output, by_output * centred],
     }
-    return stored.get(name), terms.get(name, [])
+    return stored.get(name.removesuffix("_around")), terms.get(name, [])
 
 
 def summed(terms: Array, width: int) -> Array:
@@ -98,10 +99,12 @@ def same(got: Array, wanted: Array) -> None:
     np.testing.assert_array_equal(np.signbit(got[got == 0]), np.signbit(wanted[got == 0]))
 
 
-def within(array: Array, rng: np.random.Generator) -> Array:
-    """A copy of the array beside guards, not aligned to vectors."""
+def within(array: Array, rng: np.random.Generator, aligned: bool = False) -> Array:
+    """A copy of the array beside guards, aligned to vectors or not."""
     at = SPACE + int(rng.integers(0, LANES))
     memory = np.full(len(array) + 2 * SPACE + LANES, GUARD)
+    if aligned:
+        at = SPACE + -(memory.ctypes.data // 4 + SPACE) % LANES
     memory[at : at + len(array)] = array
     return memory[at : at + len(array)]
 
@@ -118,7 +121,7 @@ def check(name: str, width: int, count: int, kind: str, rng: np.random.Generator
     parameters = numbers(kind, rng, 6, width)
     a, b, c = (within(numbers(kind, rng, count), rng) for _ in range(3))
     given = [array.copy() for array in (a, b, c, parameters)]
-    y, z = (within(np.full(size, np.nan, np.float32), rng) for size in (count, 2 * width))
+    y, z = (within(np.full(size, np.nan, np.float32), rng, name in AROUND) for size in (count, 2 * width))
     stored, terms = expected(name, a, b, c, parameters)
     run(name, width, a, b, c, parameters, y, z)
     for before, array in zip(given, (a, b, c, parameters), strict=True):
@@ -137,6 +140,16 @@ def check(name: str, width: int, count: int, kind: str, rng: np.random.Generator
 def test_passes_have_the_bits_of_numpy(name: str, kind: str) -> None:
     rng = np.random.default_rng(1)
     for width in WIDTHS:
+        for count in counts(width):
+            check(name, width, count, kind, rng)
+
+
+@pytest.mark.parametrize("kind", ["ordinary", "hostile"])
+@pytest.mark.parametrize("name", AROUND)
+def test_so_do_those_that_write_around_the_caches(name: str, kind: str) -> None:
+    """Of rows of whole vectors, into a place where vectors may begin."""
+    rng = np.random.default_rng(1)
+    for width in (LANES, 3 * LANES, 128, 272):
         for count in counts(width):
             check(name, width, count, kind, rng)
 
@@ -162,7 +175,7 @@ def test_whole_numbers_are_summed_exactly(name: str) -> None:
     np.testing.assert_array_equal(z.reshape(2, width), [each.reshape(rows, width).sum(axis=0) for each in terms])
 
 
-@pytest.mark.parametrize("name", [made.name for made in PASSES if made.name != "copy"])
+@pytest.mark.parametrize("name", [name for name in (*WITHOUT_SUMS, *WITH_SUMS) if name != "copy"])
 @pytest.mark.parametrize("place", ["a", "b", "c"])
 def test_the_result_may_take_the_place_of_what_is_read(name: str, place: str) -> None:
     rng = np.random.default_rng(4)
@@ -256,6 +269,8 @@ def try_all_passes_at_the_ends() -> None:
                 for array in (a, b, c, parameters):
                     array[:] = numbers("ordinary", rng, len(array))
                 for made in PASSES:
+                    if made.around and (width % LANES or y.ctypes.data % (4 * LANES)):
+                        continue
                     stored, terms = expected(made.name, a, b, c, parameters.reshape(6, width))
                     run(made.name, width, a, b, c, parameters, y, z)
                     if stored is not None:

@@ -7,15 +7,21 @@ import numpy as np
 from kernels.batch_statistics import BatchStatistics, GradientSums, Normalization, PendingGradient
 from kernels.batchnorm import cumulative_weight_reference
 from minidl.backends.cpu import batchnorm_loops as loops
+from minidl.backends.cpu.batchnorm_frame import place, plan, work
+from minidl.backends.cpu.batchnorm_vectors import work_address
 from minidl.backends.cpu.device import CpuDevice
 from minidl.backends.cpu.passes import (
     GRADIENT,
+    GRADIENT_AROUND,
     GRADIENT_RELU,
+    GRADIENT_RELU_AROUND,
     MASK_AND_SCALE,
     MASK_BY_OUTPUT_AND_SUM,
     NORMALIZE,
     NORMALIZE_ADD_RELU,
+    NORMALIZE_AROUND,
     NORMALIZE_RELU,
+    NORMALIZE_RELU_AROUND,
     SCALED,
     SUM_GRADIENTS,
     SUM_GRADIENTS_RELU,
@@ -26,6 +32,14 @@ from minidl.backends.cpu.passes import (
 )
 from minidl.backends.cpu.threads import QUIET
 
+# Passes: of sums, of what is written then, and of what writes it around the caches.
+_FORWARD, _FORWARD_RELU, _FORWARD_ADD, _BACKWARD, _BACKWARD_RELU = (
+    (SUM_SHIFTED, NORMALIZE, NORMALIZE_AROUND),
+    (SUM_SHIFTED, NORMALIZE_RELU, NORMALIZE_RELU_AROUND),
+    (SUM_SHIFTED, NORMALIZE_ADD_RELU, None),
+    (SUM_GRADIENTS, GRADIENT, GRADIENT_AROUND),
+    (SUM_GRADIENTS_RELU, GRADIENT_RELU, GRADIENT_RELU_AROUND),
+)
 GRAIN_ELEMENTS = 1 << 15  # a piece of work for a thread; below it a second thread costs more than it saves
 
 
@@ -140,6 +154,10 @@ class BatchNormOps(CpuDevice):
         training: bool,
         relu: bool,
     ) -> None:
+        if training and x.size:
+            passes, arrays = _BACKWARD_RELU if relu else _BACKWARD, (x, dy, x, x, dx)
+            self._work(False, passes, arrays, gamma, beta, statistics, 0.0, dgamma, dbeta)
+            return
         normalization = Normalization(statistics, gamma, beta, relu)
         sums = GradientSums(dgamma, dbeta, self.empty(x.shape[-1:]), self.empty(x.shape[-1:]))
         if training or dgamma is not None or dbeta is not None:
@@ -183,6 +201,28 @@ class BatchNormOps(CpuDevice):
         into = (self.empty(inv_std.shape) if array is None else array for array in sums)
         loops.finish_gradients(max(rows, 1), inv_std, found, *into)
 
+    def _work(
+        self,
+        forward: bool,
+        passes: tuple[int, int, int | None],
+        arrays: tuple[np.ndarray, ...],
+        gamma: np.ndarray | None,
+        beta: np.ndarray | None,
+        statistics: BatchStatistics,
+        eps: float = 0.0,
+        dgamma: np.ndarray | None = None,
+        dbeta: np.ndarray | None = None,
+    ) -> None:
+        """All of a normalization, or of the way back, in one call; `arrays` are x, dy, c, g and y."""
+        x, channels = arrays[0], arrays[0].shape[-1]
+        frame, size, ones, zeros, pieces = plan(x.size, channels, eps, passes)
+        frame, scratch = frame.copy(), self.workers.scratch("batchnorm", size)
+        given = [array.reshape(-1) for array in arrays]
+        given += ones if gamma is None else gamma, zeros if beta is None else beta, *statistics
+        given += scratch if dgamma is None else dgamma, scratch if dbeta is None else dbeta, scratch
+        place(frame, *given)
+        self.workers.run(work, min(pieces, self.workers.threads), 1, work_address(forward), frame)
+
     def batchnorm_forward(
         self,
         x: np.ndarray,
@@ -194,11 +234,12 @@ class BatchNormOps(CpuDevice):
         relu: bool,
         residual: np.ndarray | None = None,
     ) -> None:
-        self.batchnorm_statistics(x, eps, out)
-        if residual is None:
-            self.batchnorm_apply(x, out, gamma, beta, y, relu)
-        else:
-            self.batchnorm_add_relu_apply(x, residual, out, gamma, beta, y)
+        if x.size == 0:
+            self.batchnorm_statistics(x, eps, out)
+            return
+        apply = _FORWARD_RELU if relu else _FORWARD
+        other = x if residual is None else residual
+        self._work(True, apply if residual is None else _FORWARD_ADD, (x, other, x, x, y), gamma, beta, out, eps)
 
     def batchnorm_add_relu_apply(
         self,

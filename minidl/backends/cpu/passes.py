@@ -57,8 +57,8 @@ def _squares(at: Numbers) -> tuple[Value, Value]:
     return d, d * d
 
 
-def _elementwise(name: str, reads: str, expression: Callable[[Numbers], Value]) -> Pass:
-    return Pass(name, reads, lambda at: (expression(at), ()))
+def _elementwise(name: str, reads: str, expression: Callable[[Numbers], Value], around: bool = False) -> Pass:
+    return Pass(name, reads, lambda at: (expression(at), ()), around=around)
 
 
 PASSES = (
@@ -80,6 +80,10 @@ PASSES = (
         lambda at: (g := at.c.where_positive(at.b), _products(at, g)),
         sums=True,
     ),
+    _elementwise("normalize_around", "a", _normalized, True),
+    _elementwise("normalize_relu_around", "a", _activation, True),
+    _elementwise("gradient_around", "ab", lambda at: _gradient(at, at.b), True),
+    _elementwise("gradient_relu_around", "ab", lambda at: _gradient(at, _masked(at)), True),
 )
 NAMES = tuple(made.name for made in PASSES)
 (
@@ -96,6 +100,10 @@ NAMES = tuple(made.name for made in PASSES)
     SUM_GRADIENTS_RELU,
     MASK_AND_SUM,
     MASK_BY_OUTPUT_AND_SUM,
+    NORMALIZE_AROUND,
+    NORMALIZE_RELU_AROUND,
+    GRADIENT_AROUND,
+    GRADIENT_RELU_AROUND,
 ) = range(len(PASSES))
 
 _PROTOTYPE = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 6)

@@ -22,6 +22,7 @@ from minidl.backends.cpu.machine_code import I64, LANES, POINTER, SUMS, VECTOR, 
 #                                          count width a        b        c        parameters y        z
 SIGNATURE = ir.FunctionType(ir.VoidType(), [I64, I64, POINTER, POINTER, POINTER, POINTER, POINTER, POINTER])
 TOGETHER = SUMS // 2 & -4  # vectors that a pass with sums takes side by side: each has two sums
+ACROSS = 128 // LANES  # those that another takes: memory is gone through in long pieces
 
 _I32 = ir.IntType(32)
 _MASK = ir.VectorType(ir.IntType(1), LANES)
@@ -65,12 +66,14 @@ class Pass(NamedTuple):
         reads: Which of "abc" it reads.
         expression: Gives what is stored into y, or None, and what is added up, nothing or two values.
         sums: Whether it adds up.
+        around: Whether y is written around the caches; it begins where a vector may then, and `width` is of whole ones.
     """
 
     name: str
     reads: str
     expression: Callable[[Numbers], tuple[Value | None, Sequence[Value]]]
     sums: bool = False
+    around: bool = False
 
 
 class Function:
@@ -121,10 +124,12 @@ class Function:
         kinds = [place.type, _I32, _MASK, VECTOR]
         return Value(self.b, self.b.call(self._intrinsic("load", VECTOR, kinds), given))
 
-    def store(self, array: str, index: Any, value: Value, mask: Any) -> None:
+    def store(self, array: str, index: Any, value: Value, mask: Any, around: bool = False) -> None:
         place = vector_at(self.b, self.given[array], index)
         if mask is None:
-            self.b.store(value.value, place, align=4)
+            stored = self.b.store(value.value, place, align=4 * LANES if around else 4)
+            if around:
+                stored.set_metadata("nontemporal", self.function.module.add_metadata([ir.Constant(_I32, 1)]))
             return
         given = value.value, place, ir.Constant(_I32, 4), mask
         self.b.call(self._intrinsic("store", ir.VoidType(), [VECTOR, place.type, _I32, _MASK]), given)
@@ -145,18 +150,50 @@ class _PassFunction(Function):
 
     def __init__(self, module: ir.Module, made: Pass) -> None:
         super().__init__(module, made.name, SIGNATURE, ("count", "width", "a", "b", "c", "parameters", "y", "z"))
-        self.made = made
+        self.made, self.rows = made, _rows_of(made)
+        self.whole_rows = self.b.mul(self.b.udiv(self.given["count"], self.given["width"]), self.given["width"])
 
-    def numbers(self, place: Any, index: Any, mask: Any) -> Numbers:
-        """At element `place` of the arrays and `index` of a row of parameters."""
+    def held(self, column: Any, mask: Any) -> dict[int, Value]:
+        """What belongs to the channels of a vector; it stays in registers from row to row, as far as they go."""
+        places = {row: self.b.add(self.b.mul(number(row), self.given["width"]), column) for row in self.rows}
+        return {row: self.load("parameters", place, mask) for row, place in places.items()}
 
-        def parameters(row: int) -> Value:
-            at = self.b.add(self.b.mul(number(row), self.given["width"]), index)
-            return self.load("parameters", at, mask)
-
+    def result(self, place: Any, held: dict[int, Value], mask: Any) -> tuple[Value | None, Sequence[Value]]:
+        """What the expression gives at element `place` of the arrays."""
         nothing = Value(self.b, ZERO)
         a, b, c = (self.load(name, place, mask) if name in self.made.reads else nothing for name in "abc")
-        return Numbers(a, b, c, parameters)
+        return self.made.expression(Numbers(a, b, c, held.__getitem__))
+
+    def side_by_side(self, many: int, several_rows: Any, columns: Callable[[Any, int, Any, Any, Any], None]) -> None:
+        """Columns(i, vectors, mask, begin, end) of whole rows, `several_rows` numbers at a time: `many` vectors or one.
+
+        Then of what the last row has.
+        """
+        b, width, rows = self.b, self.given["width"], self.whole_rows
+        across = number(LANES * many)
+        whole = b.mul(b.udiv(width, across), across)
+
+        def several(begin: Any) -> None:
+            end = self.least(b.add(begin, several_rows), rows)
+            self.loop(number(0), whole, across, lambda i: columns(i, many, None, begin, end))
+            self.loop(whole, width, number(LANES), lambda i: columns(i, 1, self.mask(b.sub(width, i)), begin, end))
+
+        self.loop(number(0), rows, several_rows, several)
+        count, rest = self.given["count"], b.sub(self.given["count"], rows)
+        self.loop(number(0), rest, number(LANES), lambda i: columns(i, 1, self.mask(b.sub(rest, i)), rows, count))
+
+
+def _rows_of(made: Pass) -> list[int]:
+    """The rows of parameters that the expression asks for."""
+    function = Function(ir.Module("asked"), "asked", ir.FunctionType(ir.VoidType(), []), ())
+    nothing, rows = Value(function.b, ZERO), dict[int, None]()
+
+    def parameters(row: int) -> Value:
+        rows[row] = None
+        return nothing
+
+    made.expression(Numbers(nothing, nothing, nothing, parameters))
+    return list(rows)
 
 
 def define(module: ir.Module, made: Pass) -> None:
@@ -170,55 +207,49 @@ def define(module: ir.Module, made: Pass) -> None:
 
 
 def _define_elementwise(f: _PassFunction) -> None:
-    """Row by row of `width`, the last one shorter; in it by vectors, the last one masked."""
-    lanes = number(LANES)
+    """A few rows at a time: for as long, what belongs to channels stays at hand."""
+    b, width = f.b, f.given["width"]
 
-    def vector(begin: Any, i: Any, mask: Any) -> None:
-        place = f.b.add(begin, i)
-        result, _ = f.made.expression(f.numbers(place, i, mask))
-        assert result is not None
-        f.store("y", place, result, mask)
+    def columns(i: Any, vectors: int, mask: Any, begin: Any, end: Any) -> None:
+        held = [f.held(b.add(i, number(v * LANES)), mask) for v in range(vectors)]
 
-    def row(begin: Any) -> None:
-        many = f.least(f.given["width"], f.b.sub(f.given["count"], begin))
-        whole = f.b.and_(many, number(-LANES))
-        f.loop(number(0), whole, lanes, lambda i: vector(begin, i, None))
-        f.loop(whole, many, lanes, lambda i: vector(begin, i, f.mask(f.b.sub(many, i))))
+        def row(place: Any) -> None:
+            for v in range(vectors):
+                at = b.add(place, number(v * LANES))
+                stored, _ = f.result(at, held[v], mask)
+                assert stored is not None
+                f.store("y", at, stored, mask, f.made.around)
 
-    f.loop(number(0), f.given["count"], f.given["width"], row)
+        f.loop(b.add(begin, i), end, width, row)
+
+    f.side_by_side(ACROSS, b.mul(width, number(16)), columns)
+    if f.made.around:
+        b.fence("seq_cst")
 
 
 def _define_sums(f: _PassFunction) -> None:
-    """A few vectors of a row, and of all rows: their sums stay in registers."""
-    width = f.given["width"]
-    whole = f.b.and_(width, number(-LANES * TOGETHER))
-    f.loop(number(0), whole, number(LANES * TOGETHER), lambda i: _sum_columns(f, i, TOGETHER, None))
-    f.loop(whole, width, number(LANES), lambda i: _sum_columns(f, i, 1, f.mask(f.b.sub(width, i))))
+    """As above; for as long, the sums stay in registers."""
+    b, width = f.b, f.given["width"]
+    both = b.add(width, width)
+    f.loop(number(0), both, number(LANES), lambda i: f.store("z", i, Value(b, ZERO), f.mask(b.sub(both, i))))
 
+    def columns(i: Any, vectors: int, mask: Any, begin: Any, end: Any) -> None:
+        held = [f.held(b.add(i, number(v * LANES)), mask) for v in range(vectors)]
+        places = [b.add(b.add(i, b.mul(number(j), width)), number(v * LANES)) for v in range(vectors) for j in (0, 1)]
 
-def _sum_columns(f: _PassFunction, i: Any, vectors: int, mask: Any) -> None:
-    """Of the columns from i on: rows that are whole, and what the last one has."""
-    b, width, count = f.b, f.given["width"], f.given["count"]
-    columns = [b.add(i, number(v * LANES)) for v in range(vectors)]
+        def row(place: Any, sums: list[Any]) -> list[Any]:
+            following = []
+            for v in range(vectors):
+                at = b.add(place, number(v * LANES))
+                stored, terms = f.result(at, held[v], mask)
+                if stored is not None:
+                    f.store("y", at, stored, mask)
+                following += [b.fadd(sums[2 * v + j], term.value) for j, term in enumerate(terms)]
+            return following
 
-    def added(place: Any, v: int, sums: list[Any], here: Any) -> list[Any]:
-        """The two sums of a vector, with what is at `place`; what is stored there is."""
-        stored, terms = f.made.expression(f.numbers(place, columns[v], here))
-        if stored is not None:
-            f.store("y", place, stored, here)
-        return [b.fadd(total, term.value) for total, term in zip(sums, terms, strict=True)]
+        before = [f.load("z", place, mask).value for place in places]
+        for place, total in zip(places, f.fold(b.add(begin, i), end, width, before, row), strict=True):
+            f.store("z", place, Value(b, total), mask)
 
-    def row(place: Any, values: list[Any]) -> list[Any]:
-        following = [b.add(place, width)]
-        for v in range(vectors):
-            following += added(b.add(place, number(v * LANES)), v, values[1 + 2 * v : 3 + 2 * v], mask)
-        return following
-
-    across = number(LANES * vectors) if mask is None else b.sub(width, i)  # numbers of a row that are in these columns
-    end = b.add(b.sub(count, across), number(1))
-    place, *sums = f.fold(i, end, width, [i, *[ZERO] * (2 * vectors)], row)
-    for v in range(vectors):
-        at, before = b.add(place, number(v * LANES)), sums[2 * v : 2 * v + 2]
-        here = f.mask(b.sub(count, at)) if mask is None else b.and_(mask, f.mask(b.sub(count, at)))
-        for j, (total, other) in enumerate(zip(before, added(at, v, before, here), strict=True)):
-            f.store("z", b.add(b.mul(number(j), width), columns[v]), Value(b, b.select(here, other, total)), mask)
+    narrow = b.icmp_signed("<=", width, number(LANES * TOGETHER))
+    f.side_by_side(TOGETHER, b.select(narrow, b.add(f.whole_rows, number(1)), b.mul(width, number(8))), columns)
