@@ -32,12 +32,18 @@ def available_cores() -> int:
 
 
 class _Job:
-    """Pieces of one loop, taken by whichever thread is free."""
+    """Pieces of one loop, taken by whichever thread is free.
+
+    A thread takes a while to wake. Whoever comes when the others are through is not waited for, and finds nothing.
+    """
 
     def __init__(self, function: Callable[..., None], count: int, grain: int, args: tuple[Any, ...]) -> None:
         self.function, self.count, self.grain, self.args = function, count, grain, args
         self.pieces = itertools.count()  # next() is atomic under the GIL
-        self.finished: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._finished: SimpleQueue[BaseException | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._helpers = 0
+        self._closed = False
 
     def work(self) -> None:
         for piece in self.pieces:
@@ -46,15 +52,33 @@ class _Job:
                 return
             self.function(start, min(start + self.grain, self.count), *self.args)
 
+    def help(self) -> None:
+        """Work on it in another thread."""
+        with self._lock:
+            if self._closed:
+                return
+            self._helpers += 1
+        try:
+            self.work()
+        except BaseException as error:
+            self._finished.put(error)
+        else:
+            self._finished.put(None)
+
+    def close(self) -> BaseException | None:
+        """Wait for those who help; the error of one of them. Arguments are not kept alive for who comes later."""
+        with self._lock:
+            self._closed = True
+        error = None
+        for _ in range(self._helpers):
+            error = self._finished.get() or error
+        del self.function, self.args
+        return error
+
 
 def _serve(jobs: "SimpleQueue[_Job | None]") -> None:
     while (job := jobs.get()) is not None:
-        try:
-            job.work()
-        except BaseException as error:
-            job.finished.put(error)
-        else:
-            job.finished.put(None)
+        job.help()
         del job  # arguments are not kept alive until the next job
 
 
@@ -150,8 +174,7 @@ class Workers:
         try:
             job.work()
         finally:
-            for _ in range(helpers):
-                error = job.finished.get() or error
+            error = job.close()
         if error is not None:
             raise error
 

@@ -217,3 +217,13 @@ def test_how_far_answers_are_apart() -> None:
     assert "y is up to" in apart({"y": ones}, {"y": ones * 1.01}, 1e-3)
     assert "y is up to nan" in apart({"y": ones * np.nan}, {"y": ones}, 1e-3)
     assert "y has shape (3,) here and (2,)" in apart({"y": ones}, {"y": ones[:2]}, 1e-3)
+
+
+def test_a_sign_that_only_one_side_saw_is_no_difference_unless_there_are_many() -> None:
+    many = np.ones(200_000, np.float32)
+    for flipped, fine in ((2, True), (3, False)):
+        other = many.copy()
+        other[:flipped] = 0
+        assert (apart({"dx": many}, {"dx": other}, 1e-3) == "") is fine
+    other[:3] = 1, np.inf, 1
+    assert "dx is up to inf" in apart({"dx": other}, {"dx": many}, 1e-3)
