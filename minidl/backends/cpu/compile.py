@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from numba import njit
-from numba.core import event
+from numba.core import config, event
 from numba.core.registry import CPUDispatcher
 
 from minidl.backends.compilation import COMPILATION
@@ -61,19 +61,28 @@ def inlined(function: Function) -> Function:
 
 
 class _Listener(event.Listener):  # type: ignore[misc]
-    """Hears from Numba, which lets one thread compile at a time."""
+    """Hears from Numba, which lets one thread compile at a time.
+
+    What is ours is optimized at LLVM's level 2: level 3 takes longer, and what it is for is not left to it here.
+    """
 
     def __init__(self) -> None:
         self._ours: list[bool] = []  # of the functions that are being compiled, each within the one before
+        self._level: Any = None  # Numba's own
 
     def on_start(self, event: Any) -> None:
         self._ours.append(event.data["dispatcher"] in _kernels)
         if self._ours[-1]:
+            if self._level is None:
+                self._level = config.OPT
+                config.OPT = type(config.OPT)(min(config.OPT, 2))
             COMPILATION.begin()
 
     def on_end(self, _event: Any) -> None:
         if self._ours.pop():
             COMPILATION.end()
+            if not any(self._ours):
+                config.OPT, self._level = self._level, None
 
 
 event.register("numba:compile", _Listener())

@@ -3,6 +3,8 @@
 What the loops work through is laid out in convolution_plan.py.
 """
 
+import numpy as np
+
 from minidl.backends.cpu.batchnorm_loops import add_chunks
 from minidl.backends.cpu.blocks import WIDTH, multiply_block
 from minidl.backends.cpu.compile import called, compiled
@@ -43,38 +45,30 @@ from minidl.backends.cpu.winograd_loops import multiply_tiles
 NO_PASS = -1  # what comes after a tile, if nothing does
 
 
-@compiled
-def pack_weights(first, last, w, turned, phases, packed):
+def pack_weights(first: int, last: int, w: np.ndarray, turned: bool, phases: np.ndarray, packed: np.ndarray) -> None:
     """Blocks first to last of weights (kh, kw, c_in, c_out) in the order in which they are read.
 
     That is phase by phase; of WIDTH outputs, tap by tap, those of each input. `turned`: outputs are the convolution's
     inputs, as for the gradient of the input. Outputs that are none have zeros.
     """
-    inputs, outputs = (w.shape[3], w.shape[2]) if turned else (w.shape[2], w.shape[3])
+    w = w.transpose(0, 1, 3, 2) if turned else w
+    inputs, outputs = w.shape[2:]
     blocks = -(-outputs // WIDTH)
     for piece in range(first, last):
-        phase, block = phases[piece // blocks], piece % blocks * WIDTH
-        kh, kw = phase[KH], phase[KW]
-        at = phase[WEIGHTS] + block * kh * kw * inputs
-        lanes = min(WIDTH, outputs - block)
-        for i in range(kh):
-            for j in range(kw):
-                tap = w[phase[R_FIRST] + i * phase[R_STEP], phase[S_FIRST] + j * phase[S_STEP]]
-                into = packed[at : at + inputs * WIDTH]
-                if lanes < WIDTH:
-                    clear(packed, at, inputs * WIDTH)
-                at += inputs * WIDTH
-                if turned:
-                    for begin in range(0, inputs, 64):  # what is written stays in L1
-                        end = min(begin + 64, inputs)
-                        for lane in range(lanes):
-                            for c in range(begin, end):
-                                into[c * WIDTH + lane] = tap[block + lane, c]
-                else:
-                    for c in range(inputs):
-                        source, target = tap[c, block : block + lanes], into[c * WIDTH : (c + 1) * WIDTH]
-                        for lane in range(lanes):
-                            target[lane] = source[lane]
+        phase, block = phases[piece // blocks].tolist(), piece % blocks * WIDTH
+        kh, kw, lanes = phase[KH], phase[KW], min(WIDTH, outputs - block)
+        size = kh * kw * inputs
+        at = phase[WEIGHTS] + block * size
+        into = packed[at : at + size * WIDTH].reshape(kh, kw, inputs, WIDTH)
+        rows, columns = _every(phase[R_FIRST], phase[R_STEP], kh), _every(phase[S_FIRST], phase[S_STEP], kw)
+        into[..., :lanes] = w[rows, columns, :, block : block + lanes]
+        into[..., lanes:] = 0
+
+
+def _every(first: int, step: int, count: int) -> slice:
+    """`count` indices from `first` on, which may go down to 0."""
+    end = first + count * step
+    return slice(first, end if end >= 0 else None, step)
 
 
 @called

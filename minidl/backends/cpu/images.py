@@ -2,30 +2,13 @@
 
 import numpy as np
 
-from kernels.augmentation import STREAM, below, value_counts
+from kernels.augmentation import draw_augmentation_reference
 from kernels.images import check_cutout
-from kernels.random import philox4x32, seed_words
-from minidl.backends.cpu.compile import compiled, inlined
+from minidl.backends.cpu.compile import compiled
 from minidl.backends.cpu.device import CpuDevice
 from minidl.backends.protocol import Pair
 
 GRAIN = 1 << 16  # elements in a piece of work
-
-_philox, _below = inlined(philox4x32), inlined(below)
-
-
-@compiled
-def _draw_augmentation(
-    first, last, index, shifts, flips, centres, width, places, pixels, crop_padding, flip, epoch, seed_low, seed_high
-):
-    for n in range(first, last):
-        image = index[n]
-        down, right, mirror, centre = _philox(image & 0xFFFFFFFF, image >> 32, epoch, STREAM, seed_low, seed_high)
-        shifts[n, 0] = _below(down, places) - crop_padding
-        shifts[n, 1] = _below(right, places) - crop_padding
-        flips[n] = flip and mirror >> 31 == 1
-        pixel = _below(centre, pixels)
-        centres[n, 0], centres[n, 1] = pixel // width, pixel % width
 
 
 @compiled
@@ -69,9 +52,10 @@ class ImageOps(CpuDevice):
         seed: int,
         epoch: np.ndarray,
     ) -> None:
-        counts = value_counts(image_size, crop_padding)
-        numbers = image_size[1], *counts, crop_padding, flip, int(epoch), *seed_words(seed)
-        self.workers.run(_draw_augmentation, len(index), GRAIN, index, shifts, flips, centres, *numbers)
+        # By its definition: of a batch that takes microseconds, and compiling it would take half a second.
+        shifts[:], flips[:], centres[:] = draw_augmentation_reference(
+            index, image_size, crop_padding, flip, seed, int(epoch)
+        )
 
     def gather_images(
         self,
