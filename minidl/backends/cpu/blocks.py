@@ -50,7 +50,7 @@ _ARGUMENTS = {
     "y": POINTER,
     **dict.fromkeys(("y_pixel", "adds"), I64),
 }
-_FMA = f"llvm.fmuladd.v{LANES}f32"  # fused where the processor can; never a call of the C library
+FMA = f"llvm.fmuladd.v{LANES}f32"  # fused where the processor can; never a call of the C library
 _FUNCTION = ir.FunctionType(ir.VoidType(), list(_ARGUMENTS.values()))
 
 
@@ -58,7 +58,7 @@ def _define(module: ir.Module, name: str, pixels: int, vectors: int) -> None:
     """The function for so many pixels and vectors; `images`, `rows` and `depth` are at least 1."""
     function = ir.Function(module, _FUNCTION, name)
     given = dict(zip(_ARGUMENTS, function.args, strict=True))
-    fma = module.globals[_FMA]
+    fma = module.globals[FMA]
     cells = [(p, v) for p in range(pixels) for v in range(vectors)]
     names = "entry", "image", "row", "step", "row_end", "image_end", "finish", "add", "store", "done"
     blocks = {one: function.append_basic_block(one) for one in names}
@@ -67,11 +67,11 @@ def _define(module: ir.Module, name: str, pixels: int, vectors: int) -> None:
     b = ir.IRBuilder(entry)
     b.branch(blocks["image"])
 
-    image = _Loop(b, blocks["image"], entry, given["x"], given["w"], dict.fromkeys(cells, ZERO))
+    image = Loop(b, blocks["image"], entry, given["x"], given["w"], dict.fromkeys(cells, ZERO))
     b.branch(blocks["row"])
-    row = _Loop(b, blocks["row"], blocks["image"], image.x, image.w, image.sums)
+    row = Loop(b, blocks["row"], blocks["image"], image.x, image.w, image.sums)
     b.branch(blocks["step"])
-    step = _Loop(b, blocks["step"], blocks["row"], row.x, row.w, row.sums)
+    step = Loop(b, blocks["step"], blocks["row"], row.x, row.w, row.sums)
     weights = [b.load(vector_at(b, step.w, number(v * LANES)), align=4) for v in range(vectors)]
     sums = {}
     for p in range(pixels):
@@ -99,7 +99,7 @@ def _define(module: ir.Module, name: str, pixels: int, vectors: int) -> None:
     b.ret_void()
 
 
-class _Loop:
+class Loop:
     """One of the loops inside each other: a count, where x and w have come to, and the sums."""
 
     def __init__(self, b: Any, head: Any, before: Any, x: Any, w: Any, sums: dict[tuple[int, int], Any]) -> None:
@@ -127,15 +127,15 @@ class _Loop:
             phi.add_incoming(sums[cell], block)
 
 
-_SIZES = [(vectors, pixels) for vectors in range(1, VECTORS + 1) for pixels in range(1, SUMS // vectors + 1)]
-_NAMES = [f"block_{vectors}_{pixels}" for vectors, pixels in _SIZES]
+SIZES = [(vectors, pixels) for vectors in range(1, VECTORS + 1) for pixels in range(1, SUMS // vectors + 1)]
+_NAMES = [f"block_{vectors}_{pixels}" for vectors, pixels in SIZES]
 
 
 @built(_NAMES)
 def _addresses() -> ir.Module:
     module = ir.Module("minidl.blocks")
-    ir.Function(module, ir.FunctionType(VECTOR, [VECTOR] * 3), _FMA)
-    for name, (vectors, pixels) in zip(_NAMES, _SIZES, strict=True):
+    ir.Function(module, ir.FunctionType(VECTOR, [VECTOR] * 3), FMA)
+    for name, (vectors, pixels) in zip(_NAMES, SIZES, strict=True):
         _define(module, name, pixels, vectors)
     return module
 
@@ -147,7 +147,7 @@ def block_table() -> np.ndarray:
     For as many pixels as SUMS // vectors.
     """
     table = np.zeros((VECTORS + 1, SUMS + 1), np.int64)
-    for address, (vectors, pixels) in zip(_addresses(), _SIZES, strict=True):
+    for address, (vectors, pixels) in zip(_addresses(), SIZES, strict=True):
         table[vectors, pixels] = address
     return table
 

@@ -5,11 +5,12 @@ of registers, position by position, and transformed back. In a slab lines follow
 after those of the one before; a line more than is needed may be between them.
 """
 
-from minidl.backends.cpu.blocks import WIDTH, multiply_block
+from minidl.backends.cpu.blocks import WIDTH
 from minidl.backends.cpu.compile import called
 from minidl.backends.cpu.convolution_plan import C_OUT, H_OUT, SLAB_COLUMNS, SLAB_LINES, W_OUT, C
 from minidl.backends.cpu.machine_code import LANES, SUMS
 from minidl.backends.cpu.winograd import GRADIENTS, INPUTS, OUTPUTS, POSITIONS, give_tiles, take_tiles
+from minidl.backends.cpu.winograd_blocks import multiply_positions
 
 
 @called
@@ -24,21 +25,6 @@ def _take_lines(transforms, which, slab, numbers, lines, begin, many, across, ta
             take_tiles(
                 *(transforms[which], slab, place + lane, columns * c, c, 2 * c),
                 *(taken, r * across * padded + lane, pitch, padded, across),
-            )
-
-
-@called
-def _multiply_positions(blocks, taken, pitch, c, packed, weights, step, vectors, count, products, pitch_out):
-    """Of `count` tiles, `vectors` of the outputs: 16 products of matrices."""
-    padded, wide = -(-c // LANES) * LANES, vectors * LANES
-    parts = -(-count * vectors // SUMS)
-    for position in range(POSITIONS):
-        for part in range(parts):
-            begin, end = count * part // parts, count * (part + 1) // parts
-            multiply_block(
-                *(blocks[vectors, end - begin], taken, position * pitch + begin * padded, padded, 0, 0, 1),
-                *(packed, weights + position * step, 0, 0, WIDTH, 1, 1, c),
-                *(products, position * pitch_out + begin * wide, wide, 0),
             )
 
 
@@ -71,18 +57,25 @@ def multiply_tiles(
     `check` (LANES,) becomes NaN where what comes out of a tile is NaN or infinite.
     """
     c, c_out, w_out = numbers[C], numbers[C_OUT], numbers[W_OUT]
-    rows, across, step = (lines + 1) // 2, (w_out + 1) // 2, -(-c_out // WIDTH) * c * WIDTH
+    rows, across, padded = (lines + 1) // 2, (w_out + 1) // 2, -(-c // LANES) * LANES
+    step = -(-c_out // WIDTH) * c * WIDTH
     for begin in range(0, images * rows, few):
         some = min(few, images * rows - begin)
         count = some * across
-        pitch = count * -(-c // LANES) * LANES + LANES
+        pitch = count * padded + LANES
         _take_lines(transforms, INPUTS, slab, numbers, lines, begin, some, across, taken, pitch)
         for block in range(begin_out, end_out, WIDTH):
             lanes = min(WIDTH, c_out - block)
             vectors = -(-lanes // LANES)
             wide = vectors * LANES
             pitch_out = count * wide + LANES
-            _multiply_positions(blocks, taken, pitch, c, packed, block * c, step, vectors, count, products, pitch_out)
+            parts = -(-count * vectors // SUMS)
+            for part in range(parts):
+                low, high = count * part // parts, count * (part + 1) // parts
+                multiply_positions(
+                    *(blocks[vectors, high - low], taken, low * padded, pitch, padded, 1),
+                    *(packed, block * c, step, WIDTH, POSITIONS, c, products, low * wide, pitch_out, wide, 0),
+                )
             for r in range(some):
                 k, i = (begin + r) // rows, (begin + r) % rows
                 place = (((image + k) * numbers[H_OUT] + line + 2 * i) * w_out) * c_out + block
@@ -107,14 +100,13 @@ def multiply_tile_gradients(
         pitch, pitch_dy = count * padded + LANES, count * padded_out + LANES
         _take_lines(transforms, INPUTS, slab, numbers, lines, begin, some, across, taken, pitch)
         _take_lines(transforms, GRADIENTS, slab_dy, numbers_dy, lines, begin, some, across, taken_dy, pitch_dy)
-        for position in range(POSITIONS):
-            for lane in range(begin_out, end_out, WIDTH):
-                vectors = min(WIDTH, padded_out - lane) // LANES
-                parts = -(-c * vectors // SUMS)
-                for part in range(parts):
-                    low, high = c * part // parts, c * (part + 1) // parts
-                    multiply_block(
-                        *(blocks[vectors, high - low], taken, position * pitch + low, 1, 0, 0, padded),
-                        *(taken_dy, position * pitch_dy + lane, 0, 0, padded_out, 1, 1, count),
-                        *(total, (position * c + low) * padded_out + lane, padded_out, 1),
-                    )
+        for lane in range(begin_out, end_out, WIDTH):
+            vectors = min(WIDTH, padded_out - lane) // LANES
+            parts = -(-c * vectors // SUMS)
+            for part in range(parts):
+                low, high = c * part // parts, c * (part + 1) // parts
+                multiply_positions(
+                    *(blocks[vectors, high - low], taken, low, pitch, 1, padded),
+                    *(taken_dy, lane, pitch_dy, padded_out, POSITIONS, count),
+                    *(total, low * padded_out + lane, c * padded_out, padded_out, 1),
+                )
