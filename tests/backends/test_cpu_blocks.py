@@ -32,7 +32,7 @@ def call(
     function = ctypes.CFUNCTYPE(None, *kinds)(int(block_table()[vectors, pixels]))
     of_x, of_w, times = WALKS[walk]
     x_at, w_at = (array.ctypes.data + 4 * (array.size // 2) for array in (x, w))
-    function(x_at, *of_x, w_at, *of_w, *times, y.ctypes.data + 4 * SPACE, pitch, adds)
+    function(x_at, 0, *of_x, w_at, 0, *of_w, 1, *times, y.ctypes.data + 4 * SPACE, 0, pitch, adds)
 
 
 def expected(vectors: int, pixels: int, x: np.ndarray, w: np.ndarray, walk: str) -> np.ndarray:
@@ -83,6 +83,27 @@ def test_what_is_not_a_number_stays_in_its_pixel_and_its_lane(vectors: int, pixe
     assert not np.isfinite(got[:, -1]).any()
 
 
+@pytest.mark.parametrize("adds", [0, 1])
+@pytest.mark.parametrize(("vectors", "pixels"), SIZES)
+def test_positions_have_an_x_a_w_and_a_y_of_their_own(vectors: int, pixels: int, adds: int) -> None:
+    rng, (positions, depth), wide = np.random.default_rng(pixels), (5, 3), vectors * LANES
+    x, w = whole(rng, positions * 90).reshape(positions, -1), whole(rng, positions * (depth * wide + 7))
+    w = w.reshape(positions, -1)
+    y = whole(rng, 2 * SPACE + positions * (pixels * wide + 9))
+    wanted = y.copy()
+    cells = wanted[SPACE:-SPACE].reshape(positions, -1)[:, : pixels * wide].reshape(positions, pixels, wide)
+    made = np.einsum(
+        "qpk,qkv->qpv", *(x[:, : pixels * depth].reshape(-1, pixels, depth), w[:, :-7].reshape(-1, depth, wide))
+    )
+    cells[...] = made + adds * cells
+    kinds = [ctypes.c_void_p if name in "xwy" else ctypes.c_int64 for name in blocks._ARGUMENTS]
+    function = ctypes.CFUNCTYPE(None, *kinds)(int(block_table()[vectors, pixels]))
+    of_x, of_w = (x.ctypes.data, x.shape[1], depth, 0, 0, 1), (w.ctypes.data, w.shape[1], 0, 0, wide)
+    place = y.ctypes.data + 4 * SPACE, pixels * wide + 9, wide
+    function(*of_x, *of_w, positions, 1, 1, depth, *place, adds)
+    np.testing.assert_array_equal(y, wanted)
+
+
 def test_products_are_not_rounded_before_they_are_added() -> None:
     """(1 + e)(1 - e) - 1 = -e²: of two roundings nothing would be left."""
     x, w = np.zeros(2, np.float32), np.zeros(4 * LANES, np.float32)
@@ -91,7 +112,7 @@ def test_products_are_not_rounded_before_they_are_added() -> None:
     y = np.empty(LANES, np.float32)
     kinds = [ctypes.c_void_p if name in "xwy" else ctypes.c_int64 for name in blocks._ARGUMENTS]
     function = ctypes.CFUNCTYPE(None, *kinds)(int(block_table()[1, 1]))
-    function(x.ctypes.data, 0, 0, 0, 1, w.ctypes.data, 0, 0, LANES, 1, 1, 2, y.ctypes.data, LANES, 0)
+    function(x.ctypes.data, 0, 0, 0, 0, 1, w.ctypes.data, 0, 0, 0, LANES, 1, 1, 1, 2, y.ctypes.data, 0, LANES, 0)
     np.testing.assert_array_equal(y, np.full(LANES, np.float32(-(2.0**-26))))
 
 

@@ -27,7 +27,6 @@ from minidl.backends.cpu.machine_code import LANES, SUMS
 from minidl.backends.cpu.passes import pass_table
 from minidl.backends.cpu.threads import QUIET
 from minidl.backends.cpu.winograd import transform_table
-from minidl.backends.cpu.winograd_blocks import position_table
 from minidl.backends.protocol import Pair
 from minidl.backends.techniques import DIRECT, WINOGRAD
 
@@ -136,8 +135,7 @@ class ConvolutionOps(ScatteredOps):
         numbers, size, edges = (plan.numbers, plan.slab, SUMS * WIDTH)
         if cut is not None:
             numbers, size, edges = cut.numbers, cut.slab, cut.edge
-        blocks = block_table() if cut is None else position_table()
-        given = blocks, pass_table(), numbers, plan.phases, clips, how, *arrays, y.reshape(-1), *after
+        given = block_table(), pass_table(), numbers, plan.phases, clips, how, *arrays, y.reshape(-1), *after
         grain = max(1, plan.pieces // DISPATCHES)
         checks = np.zeros((0 if cut is None else -(-plan.pieces // grain), LANES), np.float32)
 
@@ -180,8 +178,7 @@ class ConvolutionOps(ScatteredOps):
         of_x = x.how, x.x.reshape(-1), x.parameters.reshape(-1), x.parameters.shape[1]
         of_dy = dy.how, dy.x.reshape(-1), dy.dy.reshape(-1), dy.parameters.reshape(-1), dy.parameters.shape[1]
         numbers, size = (plan.numbers, plan.slab) if cut is None else (cut.numbers, cut.slab)
-        blocks = block_table() if cut is None else position_table()
-        given = blocks, pass_table(), numbers, shares.kernel, clips, shares.table, *of_x, *of_dy, partial
+        given = block_table(), pass_table(), numbers, shares.kernel, clips, shares.table, *of_x, *of_dy, partial
 
         def work(first: int, last: int) -> None:
             scratch = self.workers.scratch

@@ -56,9 +56,9 @@ def _multiply_taps(
             begin, end = taps * part // parts, taps * (part + 1) // parts
             function = blocks[vectors, end - begin]
             multiply_block(
-                *(function, source, window + begin, 1, x_image, x_row, x_step),
-                *(gradient, place + lane, g_image, g_row, padded, images, rows, depth),
-                *(total, (row + begin) * padded + lane, padded, 1),
+                *(function, source, window + begin, 0, 1, x_image, x_row, x_step),
+                *(gradient, place + lane, 0, g_image, g_row, padded, 1, images, rows, depth),
+                *(total, (row + begin) * padded + lane, 0, padded, 1),
             )
 
 

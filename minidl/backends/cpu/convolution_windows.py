@@ -85,8 +85,8 @@ def _multiply_line(
         if lanes < vectors * LANES:
             target, goal, pitch_out = edge, 0, WIDTH
         multiply_block(
-            *(function, source, window + begin * step, step, 0, pitch, 1),
-            *(packed, weights, 0, depth * WIDTH, WIDTH, 1, rows, depth, target, goal, pitch_out, 0),
+            *(function, source, window + begin * step, 0, step, 0, pitch, 1),
+            *(packed, weights, 0, 0, depth * WIDTH, WIDTH, 1, 1, rows, depth, target, goal, 0, pitch_out, 0),
         )
         if lanes < vectors * LANES:
             for p in range(end - begin):

@@ -5,12 +5,11 @@ of registers, position by position, and transformed back. In a slab lines follow
 after those of the one before; a line more than is needed may be between them.
 """
 
-from minidl.backends.cpu.blocks import WIDTH
+from minidl.backends.cpu.blocks import WIDTH, multiply_block
 from minidl.backends.cpu.compile import called
 from minidl.backends.cpu.convolution_plan import C_OUT, H_OUT, SLAB_COLUMNS, SLAB_LINES, W_OUT, C
 from minidl.backends.cpu.machine_code import LANES, SUMS
 from minidl.backends.cpu.winograd import GRADIENTS, INPUTS, OUTPUTS, POSITIONS, give_tiles, take_tiles
-from minidl.backends.cpu.winograd_blocks import multiply_positions
 
 
 @called
@@ -72,9 +71,10 @@ def multiply_tiles(
             parts = -(-count * vectors // SUMS)
             for part in range(parts):
                 low, high = count * part // parts, count * (part + 1) // parts
-                multiply_positions(
-                    *(blocks[vectors, high - low], taken, low * padded, pitch, padded, 1),
-                    *(packed, block * c, step, WIDTH, POSITIONS, c, products, low * wide, pitch_out, wide, 0),
+                multiply_block(
+                    *(blocks[vectors, high - low], taken, low * padded, pitch, padded, 0, 0, 1),
+                    *(packed, block * c, step, 0, 0, WIDTH, POSITIONS, 1, 1, c),
+                    *(products, low * wide, pitch_out, wide, 0),
                 )
             for r in range(some):
                 k, i = (begin + r) // rows, (begin + r) % rows
@@ -105,8 +105,8 @@ def multiply_tile_gradients(
             parts = -(-c * vectors // SUMS)
             for part in range(parts):
                 low, high = c * part // parts, c * (part + 1) // parts
-                multiply_positions(
-                    *(blocks[vectors, high - low], taken, low, pitch, 1, padded),
-                    *(taken_dy, lane, pitch_dy, padded_out, POSITIONS, count),
+                multiply_block(
+                    *(blocks[vectors, high - low], taken, low, pitch, 1, 0, 0, padded),
+                    *(taken_dy, lane, pitch_dy, 0, 0, padded_out, POSITIONS, 1, 1, count),
                     *(total, low * padded_out + lane, c * padded_out, padded_out, 1),
                 )
