@@ -40,7 +40,7 @@ VARIANTS = ("eager", "channels-last", "compile", "graph", "graph-channels-last")
     help=f"torch, or one variant of it: {', '.join(bench.PEERS[1:])}.",
 )
 @click.option("--shapes", "file", metavar="FILE", help="A list of shapes, one JSON object a line.")
-@click.option("--technique", "techniques", metavar="NAME", multiple=True, help="Of a GPU; all for each by itself.")
+@click.option("--technique", "techniques", metavar="NAME", multiple=True, help="One technique; all for each by itself.")
 @options.precision
 @click.option("--accuracy", is_flag=True, help="Instead, batch normalization's errors against float64.")
 @options.threads
