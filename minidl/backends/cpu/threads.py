@@ -17,7 +17,6 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from minidl.backends.arena import ALIGNMENT
-from minidl.backends.cpu.waiting import wait_for_change
 
 MAX_THREADS = 4096  # more than any machine has cores; at some ten thousand a process dies of it
 
@@ -77,17 +76,8 @@ class _Job:
         return error
 
 
-def _serve(jobs: "SimpleQueue[_Job | None]", put: np.ndarray | None) -> None:
-    """Work on what comes; `put` counts that, where it is worth while to look out for it before going to sleep."""
-    seen = 0
-    while True:
-        if put is not None and jobs.empty():
-            wait_for_change(put, seen)
-        job = jobs.get()
-        if job is None:
-            return
-        if put is not None:
-            seen = int(put[0])
+def _serve(jobs: "SimpleQueue[_Job | None]") -> None:
+    while (job := jobs.get()) is not None:
         job.help()
         del job  # arguments are not kept alive until the next job
 
@@ -154,10 +144,8 @@ class Workers:
     def _start(self) -> None:
         self._started = 0  # the system may refuse some
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._put = np.zeros(1, np.int64)
-        given = self._jobs, self._put if self.threads <= available_cores() else None
         for i in range(self.threads - 1):
-            threading.Thread(target=_serve, args=given, name=f"minidl-{i + 1}", daemon=True).start()
+            threading.Thread(target=_serve, args=(self._jobs,), name=f"minidl-{i + 1}", daemon=True).start()
             self._started += 1
         self._process = os.getpid()  # last: in a forked child, another thread may look at it meanwhile
 
@@ -182,7 +170,6 @@ class Workers:
         helpers = min(self.threads, pieces) - 1
         for _ in range(helpers):
             self._jobs.put(job)
-        self._put[0] += 1
         error = None
         try:
             job.work()
