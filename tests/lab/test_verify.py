@@ -40,10 +40,17 @@ class TwoTechniques(CpuBackend):
             y[...] += np.float32(1)
 
 
-def test_the_plan_has_every_case_of_every_operation_once() -> None:
+def test_the_plan_has_every_case_of_every_operation_once_for_each_technique() -> None:
     cpu = CpuBackend(1)
-    planned = [(task.operation, case) for task in plan(cpu) for case in task.cases]
-    assert planned == [(operation, case) for operation in operations() for case in cases(operation, cpu)]
+    planned = [(task.operation, task.technique, case) for task in plan(cpu) for case in task.cases]
+    assert planned == [
+        (operation, technique, case)
+        for operation in operations()
+        for technique in techniques(cpu, operation)
+        for case in cases(operation, cpu)
+    ]
+    assert techniques(cpu, "conv2d_forward") == ("direct", "winograd")
+    assert techniques(cpu, "relu_forward") == ("default",)
 
 
 def test_a_pattern_is_part_of_a_name_or_matches_it() -> None:

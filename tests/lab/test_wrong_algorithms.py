@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.batchnorm import BatchStatistics
+from kernels.batch_statistics import BatchStatistics, GradientSums, Normalization, PendingGradient
 from minidl.backends.cpu import CpuBackend, batchnorm_loops
 from minidl.lab.operations import Row, cases, check_operation
 
@@ -187,12 +187,29 @@ class BiasInOneAccumulator(CpuBackend):
         db[:] = one_accumulator(np.add.reduceat(rows, range(0, len(rows), batchnorm_loops.CHUNK), axis=0))
 
 
+class InSteps(CpuBackend):
+    """Backward by its parts, which add up chunks in batchnorm_loops."""
+
+    def batchnorm_backward(
+        self, x: Array, dy: Array, statistics: Any, gamma: Array, beta: Array, dx: Array, dgamma: Array, dbeta: Array,
+        training: bool, relu: bool,
+    ) -> None:  # fmt: skip
+        if not training:
+            super().batchnorm_backward(x, dy, statistics, gamma, beta, dx, dgamma, dbeta, training, relu)
+            return
+        normalization = Normalization(statistics, gamma, beta, relu)
+        channels = x.shape[-1:]
+        sums = GradientSums(dgamma, dbeta, self.empty(channels), self.empty(channels))
+        self.batchnorm_gradient_sums(x, dy, normalization, sums)
+        self.batchnorm_pending_gradient(PendingGradient(dy, x, normalization, sums), dx)
+
+
 def test_chunks_added_up_in_one_float32_accumulator_leave_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batchnorm_loops, "finish_statistics", finish_statistics)
     monkeypatch.setattr(batchnorm_loops, "finish_gradients", finish_gradients)
     found = failures(CpuBackend(1), "batchnorm_statistics", "whole/")
     assert {row.output for row in found} == {"var", "inv_std"}
-    assert {row.output for row in failures(CpuBackend(1), "batchnorm_backward", "whole/")} >= {"dgamma", "dbeta"}
+    assert {row.output for row in failures(InSteps(1), "batchnorm_backward", "whole/")} >= {"dgamma", "dbeta"}
     assert {row.output for row in failures(CpuBackend(1), "batchnorm_add_relu_backward", "whole/")} >= {
         "dgamma",
         "dbeta",
@@ -200,5 +217,5 @@ def test_chunks_added_up_in_one_float32_accumulator_leave_the_budget(monkeypatch
     (row,) = failures(BiasInOneAccumulator(1), "bias_backward", "whole/")
     assert row.ratio > 2
     # With few rows it is no worse than float64.
-    assert not failures(CpuBackend(1), "batchnorm_backward", "ordinary/257x17")
+    assert not failures(InSteps(1), "batchnorm_backward", "ordinary/257x17")
     assert not failures(BiasInOneAccumulator(1), "bias_backward", "ordinary/129x17")
