@@ -122,7 +122,7 @@ def _explain(name: str, image: Image, classes: int, norm: str, choice: Choice, b
             click.echo(json.dumps({"device": device.name, "operations": []}))
             return
         layout.echo(
-            f"device {device.name} has one implementation of each operation, so there is nothing to choose; "
+            f"device {device.name} chooses only how 3x3 convolutions are done, which `bench --explain` says; "
             "--device emulator says what a GPU's kernels would be"
         )
         return

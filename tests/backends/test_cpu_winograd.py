@@ -223,3 +223,15 @@ def test_unknown_techniques_are_refused() -> None:
         backend.use("conv2d_forward", "fft")
     with pytest.raises(ConfigError, match="relu_forward has no technique 'winograd'; it has no techniques"):
         backend.use("relu_forward", "winograd")
+
+
+def test_whoever_listens_hears_what_is_taken_and_why() -> None:
+    case, backend, heard = CASES["even"], CpuBackend(1), []
+    given_arrays = arrays(case, np.random.default_rng(11))
+    backend.on_choice = heard.append
+    plain(backend, case, given_arrays)
+    assert {(one.technique, one.why) for one in heard} == {("winograd", "3x3 without a stride, and it pays")}
+    assert {one.operation for one in heard} == set(OPERATIONS[:3])
+    heard.clear()
+    plain(by_name(backend, DIRECT), case, given_arrays)
+    assert {(one.technique, one.why) for one in heard} == {("direct", "asked for by name")}

@@ -164,10 +164,10 @@ def test_explain_says_which_technique_each_operation_takes_and_why(minidl) -> No
         assert conv2["shapes"]["x"] == [2, 28, 28, 32]
 
 
-def test_the_cpu_has_nothing_to_explain(minidl) -> None:
+def test_the_cpu_has_little_to_explain(minidl) -> None:
     result = minidl("models", "--model", "small-cnn", "--explain", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("device cpu has one implementation of each operation")
+    assert result.stdout.startswith("device cpu chooses only how 3x3 convolutions are done")
     assert result.stdout.count("\n") == 1
     assert json.loads(minidl("models", "--model", "mlp-3", "--explain", "--device", "cpu", "--json").stdout) == {
         "device": "cpu",

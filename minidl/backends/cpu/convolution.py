@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.choice import BY_NAME, Chosen
 from kernels.errors import TechniqueError
 from minidl.backends.cpu import convolution_gradients, convolution_windows
 from minidl.backends.cpu.blocks import WIDTH, block_table
@@ -84,12 +85,14 @@ class ConvolutionOps(ScatteredOps):
     ) -> str:
         """DIRECT or WINOGRAD. Raises TechniqueError."""
         asked, fits = self.asked_for.get(operation), takes(kernel, stride)
-        if asked is None:
-            fast = self.precision == WINOGRAD and fits and pays(plan, of_weights)
-            return WINOGRAD if fast else DIRECT
         if asked == WINOGRAD and not fits:
             raise TechniqueError(operation, asked, "it takes 3x3 kernels without a stride", DIRECT)
-        return asked
+        fast = self.precision == WINOGRAD and fits and pays(plan, of_weights)
+        taken = asked or (WINOGRAD if fast else DIRECT)
+        if self.on_choice is not None:
+            why = "3x3 without a stride, and it pays" if fast else "the definition's sums"
+            self.on_choice(Chosen(operation, taken, BY_NAME if asked else why, {}))
+        return taken
 
     def _gathers(self, by: str, w: np.ndarray) -> bool:
         """Whether the input's gradient (..., c_in) is gathered: else such weights would meet zeros where dy is not."""

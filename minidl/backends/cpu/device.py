@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from kernels.choice import Listener
 from minidl.backends.arena import Arena
 from minidl.backends.cpu.threads import Workers, available_cores
 from minidl.backends.host import HostMemory
@@ -26,6 +27,8 @@ class CpuDevice(HostMemory, Registered, Techniques):
 
     name = "cpu"
     dtype: np.dtype[Any] = np.dtype(np.float32)
+
+    on_choice: Listener | None = None  # told of each choice of a technique (kernels/choice.py)
 
     def __init__(self, threads: int | None = None, precision: str = WINOGRAD) -> None:
         self.key = self.name, threads, precision

@@ -248,8 +248,18 @@ def _counting(backend: Any) -> Iterator[tuple[list[Cost], list[dict[str, str]]]]
     """Inside, the cost of each kernel that is launched is noted, and what was chosen; nothing where there are none."""
     launched: list[Cost] = []
     choices: list[dict[str, str]] = []
+
+    def note(chosen: Chosen) -> None:
+        found = {"operation": chosen.operation, "technique": chosen.technique, "why": chosen.why}
+        if found not in choices:
+            choices.append(found)
+
     if not hasattr(backend, "run"):
-        yield launched, choices
+        backend.on_choice = note
+        try:
+            yield launched, choices
+        finally:
+            backend.on_choice = None
         return
     run: Any = backend.run
 
@@ -262,9 +272,7 @@ def _counting(backend: Any) -> Iterator[tuple[list[Cost], list[dict[str, str]]]]
             return getattr(run, name)
 
         def on_choice(self, chosen: Chosen) -> None:
-            note = {"operation": chosen.operation, "technique": chosen.technique, "why": chosen.why}
-            if note not in choices:
-                choices.append(note)
+            note(chosen)
 
     backend.run = Counting()
     try:
