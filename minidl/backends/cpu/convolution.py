@@ -135,7 +135,7 @@ class ConvolutionOps(ScatteredOps):
         how, x, dy, parameters = source
         added, sums = NOTHING if bias is None else bias, 3 * after.width
         arrays = x.reshape(-1), dy.reshape(-1), parameters.reshape(-1), parameters.shape[1], packed, added
-        numbers, size, edges = (plan.numbers, plan.slab, SUMS * WIDTH)
+        numbers, size, edges = plan.numbers, plan.slab, SUMS * WIDTH
         if cut is not None:
             numbers, size, edges = cut.numbers, cut.slab, cut.edge
         given = block_table(), pass_table(), numbers, plan.phases, clips, how, *arrays, y.reshape(-1), *after

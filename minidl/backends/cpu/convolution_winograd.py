@@ -11,15 +11,12 @@ import numpy as np
 from minidl.backends.cpu import convolution_gradients, winograd
 from minidl.backends.cpu.blocks import WIDTH
 from minidl.backends.cpu.convolution_plan import (
-    C_OUT,
-    H_OUT,
     LEFT_COLUMN,
     SHARED_BYTES,
     SHARES,
     SLAB_COLUMNS,
     SLAB_LINES,
     TOP_LINE,
-    W_OUT,
     C,
     H,
     Plan,
@@ -97,7 +94,7 @@ def cut_of(plan: Plan) -> Cut:
     numbers = plan.numbers.copy()
     numbers[[SLAB_LINES, SLAB_COLUMNS]] = 4, 2 * across + 2  # beyond the first line of outputs, and of an odd one more
     numbers_dy = numbers.copy()
-    numbers_dy[[H, W, C, H_OUT, W_OUT, C_OUT]] = h_out, w_out, c_out, h_out, w_out, c_out
+    numbers_dy[[H, W, C]] = h_out, w_out, c_out
     numbers_dy[[TOP_LINE, LEFT_COLUMN, SLAB_LINES, SLAB_COLUMNS]] = 0, 0, 2, 2 * across
     return Cut(
         few=few,
