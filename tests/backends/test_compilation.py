@@ -3,8 +3,11 @@
 import time
 
 import pytest
+from numba import njit
+from numba.core import config
 
-from minidl.backends.compilation import Compilation
+from minidl.backends.compilation import COMPILATION, Compilation
+from minidl.backends.cpu.compile import compiled
 
 
 def test_nothing_yet() -> None:
@@ -60,3 +63,15 @@ def test_an_error_of_who_listens_leaves_the_count_right() -> None:
     with compilation.watched(lambda: heard.append(compilation.functions)):
         compilation.begin()
     assert heard == [1]
+
+
+def test_what_is_ours_is_optimized_less_and_nothing_else_is(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+    before, heard = config.OPT, []
+    ours, other = compiled(lambda x: x + 1), njit(lambda x: x + 2)
+    with COMPILATION.watched(lambda: heard.append(int(config.OPT))):
+        assert ours(1) == 2
+        assert config.OPT is before
+        assert other(1) == 3
+    assert heard == [min(before, 2)]
+    assert config.OPT is before

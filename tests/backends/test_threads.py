@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from minidl.backends.cpu.threads import BLAS, MAX_THREADS, Workers, available_cores
+from minidl.backends.cpu.threads import BLAS, MAX_THREADS, Workers, _Job, available_cores
 from minidl.errors import ConfigError
 from minidl.training.config import TrainConfig, validate
 
@@ -354,3 +355,33 @@ os._exit(code or (0 if set(counts()) <= {2} else 5))
 def test_a_child_forked_while_another_thread_computes_can_work() -> None:
     command = [sys.executable, "-c", FORK_WHILE_OTHERS_COMPUTE]
     assert subprocess.run(command, timeout=60, check=False).returncode == 0
+
+
+def test_a_thread_that_is_busy_elsewhere_is_not_waited_for_and_keeps_nothing_alive() -> None:
+    workers, over, array = Workers(2), threading.Event(), np.zeros(8)
+    begun = threading.Event()
+
+    def elsewhere(first: int, last: int) -> None:
+        del first, last
+        begun.set()
+        over.wait(30)
+
+    workers._jobs.put(_Job(elsewhere, 1, 1, ()))
+    begun.wait(30)
+    kept, function = weakref.ref(array), _add_one
+    try:
+        began = time.monotonic()
+        workers.run(function, 8, 1, array)  # the other thread comes to it when `over` is set
+        assert time.monotonic() - began < 10
+        assert (array == 1).all()
+        del array
+        assert kept() is None
+    finally:
+        over.set()
+    after = np.zeros(8)
+    workers.run(function, 8, 1, after)
+    assert (after == 1).all()
+
+
+def _add_one(first: int, last: int, array: np.ndarray) -> None:
+    array[first:last] += 1

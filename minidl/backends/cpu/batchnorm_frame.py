@@ -14,7 +14,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from minidl.backends.cpu.batchnorm_loops import CHUNK
-from minidl.backends.cpu.batchnorm_stage import FRAME, SLOTS, WORK
+from minidl.backends.cpu.batchnorm_stage import ARRAYS, FRAME, SLOTS, WORK
 from minidl.backends.cpu.compile import compiled
 from minidl.backends.cpu.machine_code import I64, caller
 from minidl.backends.cpu.passes import PASSES, WIDE, pass_table, repeats
@@ -23,7 +23,9 @@ AROUND = 1 << 21  # bytes; a result of fewer is kept in the cache, where whoever
 SCATTERED, SCATTERED_AFTER = 1 << 21, 1 << 24  # bytes; so many are not in the cache before the sums, or after them
 FETCHED = 1 << 19  # bytes that a chunk may have to be fetched into the cache as a whole
 PIECE = 1 << 15  # numbers; a piece of work for a thread
-(X, DY, C, G, Y, GAMMA, BETA, SHIFT, DELTA, VAR, INV_STD, DGAMMA, DBETA, MEAN_G, SLOPE, FOUND, PARAMETERS) = range(17)
+(X, DY, C, G, Y, GAMMA, BETA, SHIFT, DELTA, VAR, INV_STD, DGAMMA, DBETA, MEAN_G, SLOPE, FOUND, PARAMETERS) = range(
+    ARRAYS
+)
 EPS = SLOTS.index("eps")
 SPARE, SPARES = DGAMMA, 4  # dgamma and dbeta, where nobody asks for them, mean_g and slope
 
