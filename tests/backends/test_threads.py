@@ -385,3 +385,36 @@ def test_a_thread_that_is_busy_elsewhere_is_not_waited_for_and_keeps_nothing_ali
 
 def _add_one(first: int, last: int, array: np.ndarray) -> None:
     array[first:last] += 1
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity") or available_cores() < 2, reason="there is no other core to keep to"
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_helpers_keep_off_the_core_of_the_caller_who_stays_there_meanwhile(fails: bool) -> None:
+    workers, before = Workers(2), os.sched_getaffinity(0)
+    caller, meeting = threading.get_ident(), threading.Barrier(2, timeout=30)
+    cores: dict[bool, set[int]] = {}
+
+    def function(first: int, last: int) -> None:
+        del first, last
+        meeting.wait()
+        cores[threading.get_ident() == caller] = os.sched_getaffinity(0)
+        if fails:
+            raise LookupError
+
+    for _ in range(3):
+        with pytest.raises(LookupError) if fails else contextlib.nullcontext():
+            workers.run(function, 2, 1)
+        assert len(cores[True]) == 1
+        assert cores[False] == before - cores[True]
+        assert os.sched_getaffinity(0) == before
+
+
+def test_a_system_that_does_not_let_threads_choose_a_core_has_workers_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(os, "sched_setaffinity", raising=False)
+    done: list[int] = []
+    Workers(2).run(lambda first, last: done.extend(range(first, last)), 40, 1)
+    assert sorted(done) == list(range(40))

@@ -35,7 +35,6 @@ FEW = 4  # input channels, for which the gradient of the input is better scatter
 
 PACKED = 1 << 15  # weights that a thread packs or adds up at a time
 NOT_BY_WINOGRAD: tuple[Any, ...] = np.empty(0, np.int64), 0, NOTHING, NOTHING, NOTHING
-DISPATCHES = 64  # times that threads go for pieces; more would cost more than waiting for the last one
 
 
 def _sum_rows(first: int, last: int, dy: np.ndarray, chunk: int, sums: np.ndarray) -> None:
@@ -139,20 +138,20 @@ class ConvolutionOps(ScatteredOps):
         if cut is not None:
             numbers, size, edges = cut.numbers, cut.slab, cut.edge
         given = block_table(), pass_table(), numbers, plan.phases, clips, how, *arrays, y.reshape(-1), *after
-        grain = max(1, plan.pieces // DISPATCHES)
-        checks = np.zeros((0 if cut is None else -(-plan.pieces // grain), LANES), np.float32)
+        counter, calls = np.zeros(1, np.int64), min(plan.pieces, self.workers.threads)
+        checks = np.zeros((0 if cut is None else calls, LANES), np.float32)
 
-        def tiles(first: int, last: int) -> None:
+        def tiles(call: int, _last: int) -> None:
             scratch = self.workers.scratch
             sums_of_chunk = scratch("sums", sums)[:sums].reshape(3, -1, max(1, y.shape[3]))
             spaces = sums_of_chunk, scratch("slab", size), scratch("edge", edges)
             of_winograd = NOT_BY_WINOGRAD
             if cut is not None:
                 strips = scratch("taken", cut.taken), scratch("products", cut.products)
-                of_winograd = transform_table(), cut.few, *strips, checks[first // grain]
-            convolution_windows.multiply_windows(first, last, *given, *spaces, *of_winograd)
+                of_winograd = transform_table(), cut.few, *strips, checks[call]
+            convolution_windows.multiply_windows(counter, plan.pieces, *given, *spaces, *of_winograd)
 
-        self.workers.run(tiles, plan.pieces, grain)
+        self.workers.run(tiles, calls, 1)
         return not checks.any()
 
     def _multiply_gradients(
@@ -181,16 +180,17 @@ class ConvolutionOps(ScatteredOps):
         of_x = x.how, x.x.reshape(-1), x.parameters.reshape(-1), x.parameters.shape[1]
         of_dy = dy.how, dy.x.reshape(-1), dy.dy.reshape(-1), dy.parameters.reshape(-1), dy.parameters.shape[1]
         numbers, size = (plan.numbers, plan.slab) if cut is None else (cut.numbers, cut.slab)
-        given = block_table(), pass_table(), numbers, shares.kernel, clips, shares.table, *of_x, *of_dy, partial
+        tables = np.zeros(1, np.int64), block_table(), pass_table()  # the first counts shares
+        given = *tables, numbers, shares.kernel, clips, shares.table, *of_x, *of_dy, partial
 
-        def work(first: int, last: int) -> None:
+        def work(_first: int, _last: int) -> None:
             scratch = self.workers.scratch
             slabs, of_winograd = (scratch("slab", size), scratch("slab_dy", shares.slab_dy)), NOT_BY_WINOGRAD
             if cut is not None:
                 strips = scratch("taken", cut.taken), scratch("taken_dy", cut.taken_dy)
                 of_winograd = transform_table(), cut.few, *strips
             numbers_dy = numbers if cut is None else cut.numbers_dy
-            convolution_gradients.multiply_gradients(first, last, *given, *slabs, numbers_dy, *of_winograd[:4])
+            convolution_gradients.multiply_gradients(*given, *slabs, numbers_dy, *of_winograd[:4])
 
-        self.workers.run(work, len(shares.table), 1)
+        self.workers.run(work, min(len(shares.table), self.workers.threads), 1)
         return partial

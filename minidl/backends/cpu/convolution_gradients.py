@@ -24,6 +24,7 @@ from minidl.backends.cpu.convolution_plan import (
 )
 from minidl.backends.cpu.machine_code import LANES, SUMS
 from minidl.backends.cpu.passes import COPY, call_pass
+from minidl.backends.cpu.pieces import next_piece
 from minidl.backends.cpu.slab import clear, fill_tile, place_of, tile_of
 from minidl.backends.cpu.threads import QUIET
 from minidl.backends.cpu.winograd_loops import multiply_tile_gradients
@@ -109,8 +110,7 @@ def _multiply_tile(
 
 @compiled
 def multiply_gradients(
-    first,
-    last,
+    counter,
     blocks,
     table,
     numbers,
@@ -135,7 +135,9 @@ def multiply_gradients(
     taken,
     taken_dy,
 ):
-    """Shares first to last of dw, each added up over its tiles into its own `partial` (kh, kw, c_in, padded c_out).
+    """Shares of dw, each added up over its tiles into its own `partial` (kh, kw, c_in, padded c_out).
+
+    Of all those that `counter` gives (see `next_piece`); other threads do the others.
 
     `clips`: products with the padding's zeros are left out, where that leaves out whole lines or columns.
     `shares` (number, 5) int64: first and last tile, first and last output channel, and where its partial sums begin.
@@ -149,7 +151,10 @@ def multiply_gradients(
     in_place_dy = few == 0 and padded == numbers[C_OUT] and how_dy == COPY
     gradient = x_dy if in_place_dy else slab_dy
     rows = kernel[0] * kernel[1] * numbers[C]
-    for share in range(first, last):
+    for _ in range(len(shares)):
+        share = next_piece(counter)
+        if share >= len(shares):
+            break
         begin_out, end_out, base = shares[share, 2], shares[share, 3], shares[share, 4]
         total = partial[base : base + rows * padded]
         for row in range(rows):

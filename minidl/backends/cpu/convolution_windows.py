@@ -39,6 +39,7 @@ from minidl.backends.cpu.convolution_plan import (
 )
 from minidl.backends.cpu.machine_code import LANES, SUMS
 from minidl.backends.cpu.passes import COPY, SUM_SHIFTED
+from minidl.backends.cpu.pieces import next_piece
 from minidl.backends.cpu.slab import clear, fill_tile, place_of, tile_of
 from minidl.backends.cpu.winograd_loops import multiply_tiles
 
@@ -137,8 +138,8 @@ def _add_bias(numbers, image, images, line, lines, bias, y, begin_out, end_out):
 
 @compiled
 def multiply_windows(
-    first,
-    last,
+    counter,
+    pieces,
     blocks,
     table,
     numbers,
@@ -168,7 +169,9 @@ def multiply_windows(
     products,
     check,
 ):
-    """Pieces first to last of y = windows times weights, and the bias where there is one. All but tables are flat.
+    """Y = windows times weights, and the bias where there is one. All but tables are flat.
+
+    Of all `pieces` those that `counter` gives (see `next_piece`); other threads do the others.
 
     `clips`: taps in the padding above and below are left out; the others are multiplied by its zeros. `table` has the
     passes: by `how` of them source pixels are filled in from x and dy, with `parameters` of `width`.
@@ -182,7 +185,10 @@ def multiply_windows(
     in_place = few == 0 and numbers[PLAIN] == 1 and how == COPY
     source = x if in_place else slab
     c_out, many = numbers[C_OUT], -(-numbers[C_OUT] // WIDTH)
-    for piece in range(first, last):
+    for _ in range(pieces):
+        piece = next_piece(counter)
+        if piece >= pieces:
+            break
         t, split = piece % numbers[TILES], piece // numbers[TILES]
         image, images, line, lines = tile_of(numbers, t)
         begin_out = many * split // numbers[SPLITS] * WIDTH

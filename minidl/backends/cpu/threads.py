@@ -6,6 +6,7 @@ results have the same bits however many there are.
 """
 
 import contextlib
+import ctypes
 import itertools
 import os
 import threading
@@ -29,6 +30,23 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _current_core() -> Callable[[], int] | None:
+    """What says on which core the calling thread is; None where the system does not say or does not let us choose."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    try:
+        function: Callable[[], int] = ctypes.CDLL(None).sched_getcpu
+    except (OSError, AttributeError):
+        return None
+    return function if function() >= 0 else None
+
+
+def _keep(thread: int | None, cores: set[int]) -> None:
+    """Let a thread run on these cores alone; 0 is the calling one."""
+    with contextlib.suppress(OSError):  # not allowed in some containers
+        os.sched_setaffinity(thread or 0, cores)
 
 
 class _Job:
@@ -137,21 +155,24 @@ class Workers:
         if not 1 <= threads <= MAX_THREADS:
             raise ValueError(f"the number of threads must be from 1 to {MAX_THREADS:,}, got {threads}")
         self.threads = threads
+        self._current_core = _current_core()
         self._process = 0
         self._scratch = threading.local()
         self._start()
 
     def _start(self) -> None:
-        self._started = 0  # the system may refuse some
+        self._helpers: list[threading.Thread] = []  # the system may refuse some
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._avoided: int | None = None
         for i in range(self.threads - 1):
-            threading.Thread(target=_serve, args=(self._jobs,), name=f"minidl-{i + 1}", daemon=True).start()
-            self._started += 1
+            helper = threading.Thread(target=_serve, args=(self._jobs,), name=f"minidl-{i + 1}", daemon=True)
+            helper.start()
+            self._helpers.append(helper)
         self._process = os.getpid()  # last: in a forked child, another thread may look at it meanwhile
 
     def __del__(self) -> None:
         if hasattr(self, "_jobs"):
-            for _ in range(self._started):
+            for _ in self._helpers:
                 self._jobs.put(None)
 
     def run(self, function: Callable[..., None], count: int, grain: int, *args: Any) -> None:
@@ -168,15 +189,37 @@ class Workers:
             self._start()  # a fork copies no threads
         job = _Job(function, count, grain, args)
         helpers = min(self.threads, pieces) - 1
-        for _ in range(helpers):
-            self._jobs.put(job)
-        error = None
-        try:
-            job.work()
-        finally:
-            error = job.close()
+        with self._apart():
+            for _ in range(helpers):
+                self._jobs.put(job)
+            error = None
+            try:
+                job.work()
+            finally:
+                error = job.close()
         if error is not None:
             raise error
+
+    @contextlib.contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Inside, the caller stays on its core, and the helpers stay off it.
+
+        Linux likes to wake a thread on the core of the one that wakes it. There it would wait, for milliseconds, until
+        the other is through or it is moved, while another core has nothing to do.
+        """
+        if self._current_core is None or len(cores := os.sched_getaffinity(0)) == 1:
+            yield
+            return
+        core = self._current_core()
+        if core != self._avoided:
+            self._avoided = core
+            for helper in self._helpers:
+                _keep(helper.native_id, cores - {core})
+        _keep(0, {core})
+        try:
+            yield
+        finally:
+            _keep(0, cores)
 
     def scratch(self, name: str, size: int) -> np.ndarray:
         """At least `size` uninitialised float32, the calling thread's own, valid until it asks for `name` again.
