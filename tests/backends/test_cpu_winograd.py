@@ -1,4 +1,4 @@
-"""Convolution on the CPU by Winograd's F(2x2, 3x3): exact on whole numbers, and where it is taken."""
+"""Convolution on the CPU by Winograd's F(4x4, 3x3): right on whole numbers but for rounding, and where it is taken."""
 
 from typing import Any
 
@@ -19,13 +19,14 @@ from cpu_convolutions import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_cpu_convolution import agree
 
 from kernels.conv import conv2d_forward_reference
 from kernels.errors import TechniqueError
 from minidl.backends import get_backend
-from minidl.backends.cpu import CpuBackend, convolution_winograd
-from minidl.backends.cpu.convolution_winograd import Cut
+from minidl.backends.cpu import CpuBackend, convolution_winograd, winograd
+from minidl.backends.cpu.convolution_plan import forward_plan
+from minidl.backends.cpu.convolution_winograd import Cut, pays
+from minidl.backends.cpu.winograd import matrices
 from minidl.backends.techniques import DIRECT, WINOGRAD
 from minidl.errors import ConfigError
 
@@ -35,7 +36,8 @@ OPERATIONS = [
     for product in ("forward", "backward_input", "backward_weight")
 ]
 CASES = {
-    "even": Case((3, 8, 12, 32), (3, 3), 32, padding=(1, 1)),
+    "even": Case((5, 8, 24, 32), (3, 3), 32, padding=(1, 1)),
+    "not quite": Case((2, 14, 10, 16), (3, 3), 32, padding=(1, 1)),
     "odd": Case((2, 9, 7, 17), (3, 3), 33, padding=(1, 1)),
     "one window": Case((2, 3, 3, 20), (3, 3), 16),
     "one pixel": Case((1, 1, 1, 1), (3, 3), 1, padding=(1, 1)),
@@ -52,6 +54,20 @@ def by_name(backend: CpuBackend, technique: str = WINOGRAD) -> CpuBackend:
     for operation in OPERATIONS:
         backend.use(operation, technique)
     return backend
+
+
+CLOSE = 0.01, 2e-6  # and of the largest; on whole numbers, what is left out or taken twice is off by 1 or more
+
+
+def agree(got: Answers, wanted: Answers) -> None:
+    """But for rounding, which must be less than 1."""
+    assert {*wanted} - {*got} <= {"mean"}
+    largest = {name: float(np.abs(right).max(initial=1)) for name, right in wanted.items()}
+    assert all(CLOSE[0] + CLOSE[1] * largest[name] < 1 for name in ("y", "dx", "dw"))
+    for name, right in wanted.items():
+        found = np.float64(got["shift"]) + got["delta"] if name == "mean" else got[name]
+        size = largest["y"] if name == "mean" else largest["y"] ** 2 if name == "var" else largest[name]
+        np.testing.assert_allclose(found, right, rtol=0, atol=CLOSE[0] + CLOSE[1] * size, err_msg=name)
 
 
 def check(case: Case, seed: int) -> None:
@@ -80,7 +96,7 @@ def noted(patch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
 
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("name", CASES)
-def test_whole_numbers_are_convolved_exactly_by_winograd(monkeypatch: pytest.MonkeyPatch, name: str, cut: str) -> None:
+def test_whole_numbers_are_convolved_by_winograd(monkeypatch: pytest.MonkeyPatch, name: str, cut: str) -> None:
     found = noted(monkeypatch)
     with cut_into(CUTS[cut]):
         check(CASES[name], seed=1)
@@ -96,10 +112,8 @@ def geometries(draw: Any) -> Case:
 
 
 @settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
-@given(
-    case=geometries(), cut=st.sampled_from(sorted(CUTS)), strip=st.sampled_from([1, 5, 112]), seed=st.integers(0, 99)
-)
-def test_any_geometry_is_convolved_exactly_by_winograd(case: Case, cut: str, strip: int, seed: int) -> None:
+@given(case=geometries(), cut=st.sampled_from(sorted(CUTS)), strip=st.sampled_from([1, 5, 56]), seed=st.integers(0, 99))
+def test_any_geometry_is_convolved_by_winograd(case: Case, cut: str, strip: int, seed: int) -> None:
     with cut_into(CUTS[cut]), pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution_winograd, "STRIP", strip)
         check(case, seed)
@@ -160,8 +174,7 @@ SPREADS = {
 
 @pytest.mark.parametrize("spread", SPREADS)
 @pytest.mark.parametrize("c", [16, 64])
-def test_errors_are_no_larger_than_those_of_the_definition(c: int, spread: str) -> None:
-    """Of ordinary data: the sums are shorter."""
+def test_errors_are_a_few_times_those_of_the_definition(c: int, spread: str) -> None:
     rng = np.random.default_rng(6)
     x = SPREADS[spread](rng.standard_normal((4, 14, 14, c))).astype(np.float32)
     w = rng.standard_normal((3, 3, c, c)).astype(np.float32)
@@ -171,20 +184,36 @@ def test_errors_are_no_larger_than_those_of_the_definition(c: int, spread: str) 
         y = np.empty(right.shape, np.float32)
         by_name(CpuBackend(1), technique).conv2d_forward(x, w, None, y, (1, 1), (1, 1))
         errors[technique] = np.sqrt(np.square(y - right).mean())
-    assert 0 < errors[WINOGRAD] < errors[DIRECT]
+    assert 0 < errors[WINOGRAD] < 4 * errors[DIRECT]
+
+
+def test_the_matrices_make_a_convolution_of_polynomials_values() -> None:
+    """All outer products of them: A^T [(G g) * (B^T d)] is the correlation of any d and g."""
+    window, weights, outputs = matrices()
+    for i, d in enumerate(np.eye(winograd.SIDE)):
+        for j, g in enumerate(np.eye(winograd.TAPS)):
+            y = outputs @ ((weights @ g) * (window @ d))
+            np.testing.assert_allclose(y, [float(i == k + j) for k in range(winograd.TILE_SIDE)], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("matrix", [0, 2])
+def test_all_but_the_denominators_are_numbers_of_float32(matrix: int) -> None:
+    """What the docstring of winograd.py says, and the budgets count on."""
+    exact = matrices()[matrix]
+    assert (exact.astype(np.float32) == exact).all()
 
 
 ALL = [("windows", True)] * 3 + [("gradients", True)]  # forward with and without a bias, and backward
 NONE = [(what, False) for what, _ in ALL]
 WHERE = {
-    "usual": (Case((2, 14, 14, 32), (3, 3), 64, padding=(1, 1)), ALL),
-    "few channels": (Case((2, 14, 14, 8), (3, 3), 64, padding=(1, 1)), NONE),
-    "few outputs": (Case((2, 14, 14, 64), (3, 3), 3, padding=(1, 1)), NONE),
-    "a stride": (Case((2, 14, 14, 32), (3, 3), 64, (2, 2), (1, 1)), NONE),
-    "5x5": (Case((2, 14, 14, 32), (5, 5), 64, padding=(2, 2)), NONE),
-    "tiles that are half empty": (Case((2, 3, 3, 32), (3, 3), 64, padding=(1, 1)), NONE),
-    "weights beyond the cache": (Case((1, 8, 8, 512), (3, 3), 512, padding=(1, 1)), NONE),
-    "gradients of weights beyond the cache": (Case((1, 8, 8, 256), (3, 3), 256, padding=(1, 1)), ALL[:3] + NONE[3:]),
+    "usual": (Case((8, 14, 14, 32), (3, 3), 64, padding=(1, 1)), ALL),
+    "few channels": (Case((8, 14, 14, 7), (3, 3), 64, padding=(1, 1)), NONE),
+    "few outputs": (Case((8, 14, 14, 64), (3, 3), 3, padding=(1, 1)), NONE),
+    "a stride": (Case((8, 14, 14, 32), (3, 3), 64, (2, 2), (1, 1)), NONE),
+    "5x5": (Case((8, 14, 14, 32), (5, 5), 64, padding=(2, 2)), NONE),
+    "tiles that are half empty": (Case((40, 5, 5, 32), (3, 3), 64, padding=(1, 1)), NONE),
+    "few tiles": (Case((1, 8, 8, 64), (3, 3), 64, padding=(1, 1)), NONE),
+    "few tiles for the gradient of weights": (Case((2, 14, 14, 32), (3, 3), 64, padding=(1, 1)), ALL[:3] + NONE[3:]),
 }
 
 
@@ -198,6 +227,12 @@ def test_winograd_is_taken_where_it_pays(monkeypatch: pytest.MonkeyPatch, name: 
     found.clear()
     plain(CpuBackend(1, "fp32"), case, given_arrays)
     assert [which for _, which in found] == [False] * len(found)
+
+
+def test_weights_that_would_take_too_much_memory_are_left_to_the_definition() -> None:
+    images = 64, 14, 14
+    assert pays(forward_plan((*images, 512), (3, 3), (*images, 512), (1, 1), (1, 1)), of_weights=True)
+    assert not pays(forward_plan((*images, 512), (3, 3), (*images, 1024), (1, 1), (1, 1)), of_weights=False)
 
 
 def test_no_other_device_has_it() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from minidl.backends.cpu.blocks import WIDTH
 from minidl.backends.cpu.machine_code import LANES
+from minidl.backends.cpu.winograd import TAPS, TILE_SIDE
 from minidl.backends.protocol import Pair
 
 TILE_BYTES = 1 << 18  # of what a tile reads and writes: a quarter of a usual L2
@@ -183,7 +184,7 @@ def weight_gradient_plan(
     padded = -(-c_out // LANES) * LANES
     size = kh * kw * c_in * padded
     groups = max(1, min(SHARES, plan.tiles, SHARED_BYTES // (4 * max(size, 1))))
-    table = shares_table(plan.tiles, groups, padded, size)
+    table = shares_table(plan.tiles, groups, padded, size, SHARES)
     meets_none = [
         range(before, min(taps, length + before - (count - 1) * step))
         for taps, length, count, step, before in zip((kh, kw), source[1:3], target[1:3], stride, padding, strict=True)
@@ -193,10 +194,10 @@ def weight_gradient_plan(
     return plan, Shares(kernel, table, groups, size, slab_dy, all(meets_none))
 
 
-def shares_table(tiles: int, groups: int, padded: int, size: int) -> np.ndarray:
-    """`Shares.table`, of so many groups of tiles; where those are few, output channels are shared out too."""
+def shares_table(tiles: int, groups: int, padded: int, size: int, wanted: int) -> np.ndarray:
+    """`Shares.table`, of so many groups of tiles; output channels are shared out too where those are not `wanted`."""
     blocks = -(-padded // WIDTH)
-    ranges = max(1, min(blocks, SHARES // groups))
+    ranges = max(1, min(blocks, wanted // groups))
     table = [
         (
             *(tiles * group // groups, tiles * (group + 1) // groups),
@@ -236,7 +237,8 @@ def _plan(phases: Sequence[tuple[int, ...]], stride: Pair, apart: Pair, source: 
         together = max(together, 1)
     else:
         tile = -(-height // -(-height // fits))
-        tile += tile % 2  # whole tiles of 2x2
+        if stride == apart == (1, 1) and all((phase[KH], phase[KW]) == (TAPS, TAPS) for phase in phases):
+            tile += -tile % TILE_SIDE  # whole tiles of Winograd's
     tiles = -(-height // tile) * -(-n // together) if height else 0
     splits = max(1, min(blocks, max(-(-PIECES // max(tiles, 1)), -(-weights // WEIGHT_BYTES))))
     array = np.array(phases, np.int64).reshape(len(phases), 13)

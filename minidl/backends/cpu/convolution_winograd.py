@@ -1,4 +1,4 @@
-"""When and how a convolution of 3x3 without a stride is done on the CPU by Winograd's F(2x2, 3x3).
+"""When and how a convolution of 3x3 without a stride is done on the CPU by Winograd's F(4x4, 3x3).
 
 The maths is in winograd.py and the loops over a tile are in winograd_loops.py.
 """
@@ -26,18 +26,19 @@ from minidl.backends.cpu.convolution_plan import (
 )
 from minidl.backends.cpu.machine_code import LANES
 from minidl.backends.cpu.threads import Workers
-from minidl.backends.cpu.winograd import POSITIONS
+from minidl.backends.cpu.winograd import POSITIONS, SIDE, TAPS, TILE_SIDE
 from minidl.backends.protocol import Pair
 
 KERNEL = (3, 3)
 
-FEWEST = 16  # channels on either side
-MOST = 1 << 16  # products of them; beyond it transformed weights do not fit a cache
-MOST_GRADIENTS = 1 << 14  # the same for their gradient, which every share adds up on its own
-FULL = 0.8  # of the outputs of all tiles, that are outputs
-STRIP_BYTES = 1 << 18  # of what is transformed at a time, of each factor
-STRIP = 112  # tiles, at most
-FEWEST_SHARES = 4  # of a weight's gradient, if it has as many tiles
+FEWEST = 8  # channels on either side
+MOST = 1 << 18  # products of them, for the sake of memory
+FULL = 0.5  # of the outputs of all tiles, that are outputs
+# Tiles whose products take as long as the transforms of weights, and of the weights' gradients.
+TILES_OF_WEIGHTS, TILES_OF_GRADIENTS = 40, 100
+STRIP_BYTES = 1 << 19  # of what is transformed at a time, of each factor
+STRIP = 56  # tiles, at most
+FEWEST_SHARES = 8  # of a weight's gradient, if it has as many tiles
 PER_TILE = 128  # numbers of a share for each tile that is added to it, at most: it takes work to sum them
 PACKED = 1 << 15  # numbers of the weights that a thread transforms at a time
 
@@ -49,15 +50,16 @@ def takes(kernel: tuple[int, ...], stride: Pair) -> bool:
 
 def pays(plan: Plan, of_weights: bool) -> bool:
     """Whether that is faster than the definition; `of_weights`: their gradient."""
-    _, h, w, c_out = plan.target
-    c_in = plan.source[3]
-    full = h * w / max(1, 4 * -(-h // 2) * -(-w // 2))
-    return min(c_in, c_out) >= FEWEST and c_in * c_out <= (MOST_GRADIENTS if of_weights else MOST) and full >= FULL
+    n, h, w, c_out = plan.target
+    c_in, outputs, tiles = plan.source[3], n * h * w, n * _tiles(h) * _tiles(w)
+    taken = POSITIONS * (tiles + (TILES_OF_GRADIENTS if of_weights else TILES_OF_WEIGHTS))
+    few, full = min(c_in, c_out) < FEWEST, outputs >= FULL * TILE_SIDE * TILE_SIDE * tiles
+    return full and not few and c_in * c_out <= MOST and 9 * outputs > taken
 
 
 @dataclasses.dataclass(frozen=True)
 class Cut:
-    """A plan's tiles, cut into tiles of 2x2 outputs; sizes are in numbers.
+    """A plan's tiles, cut into tiles of 4x4 outputs; sizes are in numbers.
 
     Attributes:
         few: Lines of them that go at a time.
@@ -66,7 +68,7 @@ class Cut:
         slab, slab_dy: Slabs.
         taken, taken_dy: What is transformed of them at a time.
         products: What that is multiplied to.
-        edge: Two lines of outputs.
+        edge: A line of tiles' outputs.
     """
 
     few: int
@@ -84,28 +86,31 @@ class Cut:
 def cut_of(plan: Plan) -> Cut:
     """Of a plan whose windows `takes` takes."""
     (_, _, _, c_in), (_, h_out, w_out, c_out) = plan.source, plan.target
-    across, wide = -(-w_out // 2), max(_padded(c_in), _padded(c_out))
+    across, wide = _tiles(w_out), max(_padded(c_in), _padded(c_out))
     few = max(1, min(STRIP, STRIP_BYTES // (4 * POSITIONS * wide)) // max(1, across))
 
     def strip(padded: int) -> int:
-        """16 positions, LANES apart: powers of two would meet in the cache."""
+        """36 positions, LANES apart: powers of two would meet in the cache."""
         return POSITIONS * (few * across * padded + LANES)
 
-    numbers = plan.numbers.copy()
-    numbers[[SLAB_LINES, SLAB_COLUMNS]] = 4, 2 * across + 2  # beyond the first line of outputs, and of an odd one more
+    # Of a slab, whole tiles of outputs and, of what they read, the lines beyond.
+    extra = max(_missing(plan.tile), _missing(plan.height % plan.tile))
+    numbers, lines, columns = plan.numbers.copy(), plan.tile + extra, TILE_SIDE * across
+    numbers[[SLAB_LINES, SLAB_COLUMNS]] = TAPS + extra, columns + TAPS - 1
     numbers_dy = numbers.copy()
     numbers_dy[[H, W, C]] = h_out, w_out, c_out
-    numbers_dy[[TOP_LINE, LEFT_COLUMN, SLAB_LINES, SLAB_COLUMNS]] = 0, 0, 2, 2 * across
+    numbers_dy[[TOP_LINE, LEFT_COLUMN, SLAB_LINES, SLAB_COLUMNS]] = 0, 0, 1 + extra, columns
     return Cut(
         few=few,
         numbers=numbers,
         numbers_dy=numbers_dy,
-        slab=plan.together * (plan.tile + 3) * (2 * across + 2) * c_in + LANES,  # whose last pixel is read as a vector
-        slab_dy=plan.together * (plan.tile + 1) * 2 * across * c_out + LANES,
+        # The last pixel is read as a vector.
+        slab=plan.together * (lines + TAPS - 1) * (columns + TAPS - 1) * c_in + LANES,
+        slab_dy=plan.together * lines * columns * c_out + LANES,
         taken=strip(_padded(c_in)),
         taken_dy=strip(_padded(c_out)),
         products=strip(WIDTH),
-        edge=4 * across * WIDTH,
+        edge=TILE_SIDE * columns * WIDTH,
     )
 
 
@@ -115,15 +120,15 @@ def shares_of(plan: Plan) -> Shares:
     _, _, w_out, c_out = plan.target
     padded = _padded(c_out)
     size = POSITIONS * plan.source[3] * padded
-    tiles = plan.tiles * plan.together * -(-plan.tile // 2) * -(-w_out // 2)
+    tiles = plan.tiles * plan.together * _tiles(plan.tile) * _tiles(w_out)
     wanted = min(SHARES, max(FEWEST_SHARES, tiles * PER_TILE // size))
     groups = max(1, min(wanted, plan.tiles, SHARED_BYTES // (4 * size)))
-    table = shares_table(plan.tiles, groups, padded, size)
-    return Shares(np.array((4, 4), np.int64), table, groups, size, cut_of(plan).slab_dy, clips=False)
+    table = shares_table(plan.tiles, groups, padded, size, FEWEST_SHARES)
+    return Shares(np.array((SIDE, SIDE), np.int64), table, groups, size, cut_of(plan).slab_dy, clips=False)
 
 
 def transformed_weights(workers: Workers, w: np.ndarray, turned: bool) -> np.ndarray:
-    """Weights in the order in which they are read: (16, blocks, inputs, WIDTH); `turned` as in `pack_weights`."""
+    """Weights in the order in which they are read: (36, blocks, inputs, WIDTH); `turned` as in `pack_weights`."""
     given = w[::-1, ::-1].transpose(0, 1, 3, 2) if turned else w
     inputs, outputs = given.shape[2:]
     padded, blocks = _padded(outputs), -(-outputs // WIDTH)
@@ -159,6 +164,15 @@ def finish_gradients(workers: Workers, partial: np.ndarray, shares: Shares, dw: 
 
 def _weights(workers: Workers, inputs: int, padded: int) -> np.ndarray:
     return workers.scratch("weights", 9 * inputs * padded)[: 9 * inputs * padded].reshape(*KERNEL, inputs, padded)
+
+
+def _tiles(size: int) -> int:
+    return -(-size // TILE_SIDE)
+
+
+def _missing(lines: int) -> int:
+    """Lines until the last tile is full."""
+    return -lines % TILE_SIDE
 
 
 def _padded(channels: int) -> int:

@@ -1,16 +1,19 @@
-"""Winograd's minimal filtering F(2x2, 3x3): the transforms around its 16 matrix products.
+"""Winograd's minimal filtering F(4x4, 3x3): the transforms around its 36 matrix products.
 
-    y = A^T [(G g G^T) * (B^T d B)] A          of 2x2 outputs, from a window d of 4x4 and weights g of 3x3
+    y = A^T [(G g G^T) * (B^T d B)] A          of 4x4 outputs, from a window d of 6x6 and weights g of 3x3
     g' = G^T [sum over tiles (B^T d B) * (A e A^T)] G, of the gradient e of such outputs
 
-where * is by elements, and a product of matrices over channels at each of the 16 positions: 16 multiplications where
-the definition takes 36. The transforms add and subtract vectors of channels, a line of tiles at a time, and keep in
-registers what neighbouring tiles share. What a tile holds is added up before it is multiplied, so an error is in
-proportion to the largest numbers of the tile and not of the window.
+where * is by elements, and a product of matrices over channels at each of the 36 positions: 36 multiplications where
+the definition takes 144. What is multiplied are values of polynomials, at 0, two pairs of points and infinity; the
+matrices are in `matrices`. With the points +-11/16 and +-3/2 what rounding loses is some half of what it is with the
+usual +-1 and +-2, and everything but G's denominators is exact in float32. The transforms take the even and the odd
+part of a pair together, a line of tiles and a vector of channels at a time, and keep in registers what neighbouring
+tiles share. What a tile holds is added up before it is multiplied, so an error is in proportion to the largest numbers
+of the tile and not of the window.
 
-Source  A. Lavin, S. Gray, "Fast algorithms for convolutional neural networks", CVPR 2016, arXiv:1509.09308, with the
-        last row of B^T and the last column of A^T negated; B. Barabasz et al., "Error analysis and improving the
-        accuracy of Winograd convolution for deep neural networks", ACM TOMS 46, 2020, arXiv:1803.10986.
+Source  A. Lavin, S. Gray, "Fast algorithms for convolutional neural networks", CVPR 2016, arXiv:1509.09308; the
+        choice of points after B. Barabasz et al., "Error analysis and improving the accuracy of Winograd convolution
+        for deep neural networks", ACM TOMS 46, 2020, arXiv:1803.10986.
 """
 
 import ctypes
@@ -24,7 +27,10 @@ from numba.extending import intrinsic
 
 from minidl.backends.cpu.machine_code import I64, LANES, POINTER, VECTOR, ZERO, built, caller, number, once, vector_at
 
-POSITIONS = 16
+TILE_SIDE, TAPS = 4, 3  # outputs and weights, along an axis
+SIDE = TILE_SIDE + TAPS - 1
+POSITIONS = SIDE * SIDE
+NEAR, FAR = 11 / 16, 3 / 2  # the pairs of points
 (INPUTS, GRADIENTS, WEIGHTS, OUTPUTS, WEIGHT_GRADIENTS) = range(5)
 
 _TAKES = {
@@ -43,45 +49,103 @@ _GIVES = {
 _TAKES_TYPE = ir.FunctionType(ir.VoidType(), list(_TAKES.values()))
 _GIVES_TYPE = ir.FunctionType(ir.VoidType(), list(_GIVES.values()))
 _FMA = f"llvm.fmuladd.v{LANES}f32"
-_HALF = ir.Constant(VECTOR, [0.5] * LANES)
-
 Vectors = list[Any]
 Transform = Callable[[ir.IRBuilder, Sequence[Any]], Vectors]
 
 
+def matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """B^T (6, 6), G (6, 3) and A^T (4, 6): rows of B^T and G and columns of A^T are points, the last one infinity.
+
+    Of a point p, B^T has the coefficients of the polynomial that is 0 at all the others, G and A^T the powers of p, and
+    G the value of that polynomial at p as a denominator.
+    """
+    points = np.array([0, NEAR, -NEAR, FAR, -FAR])
+    window, weights, outputs = np.zeros((SIDE, SIDE)), np.zeros((SIDE, TAPS)), np.zeros((SIDE, TILE_SIDE))
+    for row, point in enumerate(points):
+        others = np.poly(np.delete(points, row))
+        window[row, : SIDE - 1] = others[::-1]
+        weights[row] = point ** np.arange(TAPS) / np.polyval(others, point)
+        outputs[row] = point ** np.arange(TILE_SIDE)
+    window[-1] = np.poly(points)[::-1]
+    weights[-1, -1] = outputs[-1, -1] = 1
+    return window, weights, outputs.T
+
+
+def _constant(value: float) -> ir.Constant:
+    return ir.Constant(VECTOR, [value] * LANES)
+
+
+def _add(b: ir.IRBuilder, factor: float, x: Any, y: Any) -> Any:
+    """Factor times x, and y."""
+    return b.call(b.module.globals[_FMA], [_constant(factor), x, y])
+
+
+# G's denominators: at 0, NEAR and FAR.
+_N0, _NA, _NB = NEAR**2 * FAR**2, 2 * NEAR**2 * (NEAR**2 - FAR**2), 2 * FAR**2 * (FAR**2 - NEAR**2)
+
+
 def _of_window(b: ir.IRBuilder, d: Sequence[Any]) -> Vectors:
-    """B^T of a column of four, or a row."""
-    return [b.fsub(d[0], d[2]), b.fadd(d[1], d[2]), b.fsub(d[2], d[1]), b.fsub(d[3], d[1])]
+    """B^T of a column of six, or a row."""
+    found = [_add(b, NEAR**2 * FAR**2, d[0], _add(b, -(NEAR**2 + FAR**2), d[2], d[4]))]
+    for point, other in ((NEAR, FAR), (FAR, NEAR)):
+        even, odd = (_add(b, -(other**2), low, high) for low, high in ((d[2], d[4]), (d[1], d[3])))
+        found += _add(b, point, odd, even), _add(b, -point, odd, even)
+    return [*found, _add(b, NEAR**2 * FAR**2, d[1], _add(b, -(NEAR**2 + FAR**2), d[3], d[5]))]
 
 
 def _of_gradient(b: ir.IRBuilder, e: Sequence[Any]) -> Vectors:
-    """A of a column of two, or a row."""
-    return [e[0], b.fadd(e[0], e[1]), b.fsub(e[0], e[1]), e[1]]
+    """A of a column of four, or a row."""
+    found = [e[0]]
+    for point in (NEAR, FAR):
+        even, odd = (_add(b, point**2, high, low) for low, high in ((e[0], e[2]), (e[1], e[3])))
+        found += _add(b, point, odd, even), _add(b, -point, odd, even)
+    return [*found, e[3]]
 
 
 def _of_weights(b: ir.IRBuilder, g: Sequence[Any]) -> Vectors:
     """G of a column of three, or a row."""
-    outer = b.fadd(g[0], g[2])
-    return [g[0], b.fmul(_HALF, b.fadd(outer, g[1])), b.fmul(_HALF, b.fsub(outer, g[1])), g[2]]
+    found = [b.fmul(_constant(1 / _N0), g[0])]
+    for point, value in ((NEAR, _NA), (FAR, _NB)):
+        even = b.fmul(_constant(1 / value), _add(b, point**2, g[2], g[0]))
+        found += _add(b, point / value, g[1], even), _add(b, -point / value, g[1], even)
+    return [*found, g[2]]
+
+
+def _pairs(b: ir.IRBuilder, m: Sequence[Any]) -> tuple[Vectors, Vectors]:
+    """Sums and differences of what is at a pair of points."""
+    pairs = (m[1], m[2]), (m[3], m[4])
+    return [b.fadd(*pair) for pair in pairs], [b.fsub(*pair) for pair in pairs]
 
 
 def _to_outputs(b: ir.IRBuilder, m: Sequence[Any]) -> Vectors:
-    """A^T of a column of four, or a row."""
-    return [b.fadd(b.fadd(m[0], m[1]), m[2]), b.fadd(b.fsub(m[1], m[2]), m[3])]
+    """A^T of a column of six, or a row."""
+    sums, differences = _pairs(b, m)
+    return [
+        b.fadd(b.fadd(m[0], sums[0]), sums[1]),
+        _add(b, NEAR, differences[0], b.fmul(_constant(FAR), differences[1])),
+        _add(b, NEAR**2, sums[0], b.fmul(_constant(FAR**2), sums[1])),
+        _add(b, NEAR**3, differences[0], _add(b, FAR**3, differences[1], m[5])),
+    ]
 
 
 def _to_weights(b: ir.IRBuilder, m: Sequence[Any]) -> Vectors:
-    """G^T of a column of four, or a row."""
-    middle = b.fmul(_HALF, b.fadd(m[1], m[2]))
-    return [b.fadd(m[0], middle), b.fmul(_HALF, b.fsub(m[1], m[2])), b.fadd(middle, m[3])]
+    """G^T of a column of six, or a row."""
+    sums, differences = _pairs(b, m)
+    near, far = b.fmul(_constant(1 / _NA), sums[0]), b.fmul(_constant(1 / _NB), sums[1])
+    return [
+        _add(b, 1 / _N0, m[0], b.fadd(near, far)),
+        _add(b, NEAR / _NA, differences[0], b.fmul(_constant(FAR / _NB), differences[1])),
+        _add(b, NEAR**2, near, _add(b, FAR**2, far, m[5])),
+    ]
 
 
 def _places(b: ir.IRBuilder, base: Any, pitch: Any) -> tuple[Vectors, Vectors]:
-    """Pointers to the first position of each four, and what is added to them for each of the four."""
+    """Pointers to the first position of each line, and what is added to them for each column."""
+    line = b.mul(pitch, number(SIDE))
     rows = [base]
-    for _ in range(3):
-        rows.append(b.gep(rows[-1], [b.shl(pitch, number(2))]))
-    return rows, [b.mul(pitch, number(j)) for j in range(4)]
+    for _ in range(SIDE - 1):
+        rows.append(b.gep(rows[-1], [line]))
+    return rows, [b.mul(pitch, number(j)) for j in range(SIDE)]
 
 
 class _Tiles:
@@ -113,7 +177,7 @@ class _Tiles:
 
 
 def _take(module: ir.Module, name: str, size: int, shared: int, transform: Transform) -> None:
-    """Tiles of `size` lines and columns, of which neighbours share `shared` columns, to their 16 positions."""
+    """Tiles of `size` lines and columns, of which neighbours share `shared` columns, to their 36 positions."""
     loop = _Tiles(module, name, _TAKES_TYPE, _TAKES)
     b, given = loop.b, loop.given
 
@@ -123,9 +187,9 @@ def _take(module: ir.Module, name: str, size: int, shared: int, transform: Trans
         return transform(b, [b.load(vector_at(b, x, place), align=4) for place in places])
 
     x, v, *held = loop.begin(given["x"], given["v"], *(one for j in range(shared) for one in column(given["x"], j)))
-    columns = [held[4 * j : 4 * j + 4] for j in range(shared)] + [column(x, j) for j in range(shared, size)]
+    columns = [held[SIDE * j : SIDE * (j + 1)] for j in range(shared)] + [column(x, j) for j in range(shared, size)]
     rows, steps = _places(b, v, given["v_position"])
-    for i in range(4):
+    for i in range(SIDE):
         for step, made in zip(steps, transform(b, [one[i] for one in columns]), strict=True):
             b.store(made, vector_at(b, rows[i], step), align=4)
     kept = [one for column in columns[size - shared :] for one in column]
@@ -134,7 +198,7 @@ def _take(module: ir.Module, name: str, size: int, shared: int, transform: Trans
 
 
 def _give(module: ir.Module, name: str, transform: Transform) -> None:
-    """Tiles' 16 positions to as many lines and columns as `transform` makes.
+    """Tiles' 36 positions to as many lines and columns as `transform` makes.
 
     `check` (LANES,) becomes NaN where one is NaN or infinite.
     """
@@ -164,9 +228,9 @@ _TO_WEIGHTS = ctypes.CFUNCTYPE(None, _PLACE, *[_LONG] * 2, _PLACE, *[_LONG] * 4,
 def _addresses() -> ir.Module:
     module = ir.Module("minidl.winograd")
     ir.Function(module, ir.FunctionType(VECTOR, [VECTOR] * 3), _FMA)
-    _take(module, "inputs", 4, 2, _of_window)
-    _take(module, "gradients", 2, 0, _of_gradient)
-    _take(module, "weights", 3, 0, _of_weights)
+    _take(module, "inputs", SIDE, SIDE - TILE_SIDE, _of_window)
+    _take(module, "gradients", TILE_SIDE, 0, _of_gradient)
+    _take(module, "weights", TAPS, 0, _of_weights)
     _give(module, "outputs", _to_outputs)
     _give(module, "weight_gradients", _to_weights)
     return module
@@ -185,7 +249,7 @@ def transform_table() -> np.ndarray:
 
 
 def transform_weights(w: np.ndarray, packed: np.ndarray, first: int, last: int, width: int) -> None:
-    """Vectors first to last of w (3, 3, c_in, c_out) to `packed` (16, blocks, c_in, width): c_out in blocks of `width`.
+    """Vectors first to last of w (3, 3, c_in, c_out) to `packed` (36, blocks, c_in, width): c_out in blocks of `width`.
 
     Both are contiguous, c_out is a multiple of the vectors' lanes. Releases the GIL.
     """
@@ -200,7 +264,7 @@ def transform_weights(w: np.ndarray, packed: np.ndarray, first: int, last: int, 
 
 
 def transform_gradients(summed: np.ndarray, dw: np.ndarray, first: int, last: int) -> None:
-    """Vectors first to last of dw (3, 3, c_in, c_out) from `summed` (16, c_in, c_out); as `transform_weights`."""
+    """Vectors first to last of dw (3, 3, c_in, c_out) from `summed` (36, c_in, c_out); as `transform_weights`."""
     inputs, outputs = dw.shape[2:]
     m, y, check = summed.ctypes.data, dw.ctypes.data, np.zeros(LANES, np.float32)
     for lane in range(4 * first * LANES, 4 * last * LANES, 4 * LANES):
@@ -223,7 +287,7 @@ def take_tiles(
     v_tile: Any,
     tiles: Any,
 ) -> Any:
-    """Call INPUTS, GRADIENTS or WEIGHTS: a vector of each of the tiles, one at least, to its 16 positions.
+    """Call INPUTS, GRADIENTS or WEIGHTS: a vector of each of the tiles, one at least, to its 36 positions.
 
     Arrays are contiguous float32, whose starts count from their first elements; other places are elements apart.
     """

@@ -1,48 +1,61 @@
-"""A tile of a convolution of 3x3 without a stride on the CPU by Winograd's F(2x2, 3x3); winograd.py has the maths.
+"""A tile of a convolution of 3x3 without a stride on the CPU by Winograd's F(4x4, 3x3); winograd.py has the maths.
 
-A slab (slab.py) holds whole tiles of 2x2 outputs. A few lines of those at a time are transformed, multiplied by blocks
+A slab (slab.py) holds whole tiles of 4x4 outputs. A few lines of those at a time are transformed, multiplied by blocks
 of registers, position by position, and transformed back. In a slab lines follow each other, those of the next image
-after those of the one before; a line more than is needed may be between them.
+after those of the one before; a few lines more than are needed may be between them.
 """
 
 from minidl.backends.cpu.blocks import WIDTH, multiply_block
 from minidl.backends.cpu.compile import called
 from minidl.backends.cpu.convolution_plan import C_OUT, H_OUT, SLAB_COLUMNS, SLAB_LINES, W_OUT, C
 from minidl.backends.cpu.machine_code import LANES, SUMS
-from minidl.backends.cpu.winograd import GRADIENTS, INPUTS, OUTPUTS, POSITIONS, give_tiles, take_tiles
+from minidl.backends.cpu.winograd import GRADIENTS, INPUTS, OUTPUTS, POSITIONS, TILE_SIDE, give_tiles, take_tiles
 
 
 @called
-def _take_lines(transforms, which, slab, numbers, lines, begin, many, across, taken, pitch):
-    """Lines of tiles `begin` and on, `many` of them, of images of `lines` lines: to 16 positions `pitch` apart."""
-    c, columns, rows = numbers[C], numbers[SLAB_COLUMNS], (lines + 1) // 2
+def _take_lines(transforms, which, slab, numbers, lines, begin, many, across, first, last, taken, pitch):
+    """Lines of tiles `begin` and on, `many` of them, of images of `lines` lines: to 36 positions `pitch` apart.
+
+    Channels first to last of them.
+    """
+    c, columns, rows = numbers[C], numbers[SLAB_COLUMNS], -(-lines // TILE_SIDE)
     padded = -(-c // LANES) * LANES
     for r in range(many):
         k, i = (begin + r) // rows, (begin + r) % rows
-        place = (k * (lines - 1 + numbers[SLAB_LINES]) + 2 * i) * columns * c
-        for lane in range(0, c, LANES):
+        place = (k * (lines - 1 + numbers[SLAB_LINES]) + TILE_SIDE * i) * columns * c
+        for lane in range(first, last, LANES):
             take_tiles(
-                *(transforms[which], slab, place + lane, columns * c, c, 2 * c),
+                *(transforms[which], slab, place + lane, columns * c, c, TILE_SIDE * c),
                 *(taken, r * across * padded + lane, pitch, padded, across),
             )
 
 
 @called
-def _give_line(transforms, products, at, pitch, across, y, place, w, c, lanes, below, edge, check):
-    """A line of tiles to two lines of y, or to one where nothing is `below`, from element `place` on."""
+def _give_line(transforms, products, at, pitch, across, y, place, w, c, lanes, lines, edge, check):
+    """A line of tiles to four lines of y, or to `lines` where there are fewer, from element `place` on.
+
+    What is beyond y of a tile goes to `edge`, and is not copied from there.
+    """
     wide = -(-lanes // LANES) * LANES
-    whole = below and w % 2 == 0 and lanes == wide
-    line, column = (w * c, c) if whole else (2 * across * WIDTH, WIDTH)
-    target, goal = (y, place) if whole else (edge, 0)
+    whole = w // TILE_SIDE if lines >= TILE_SIDE and lanes == wide else 0
+    column, line = TILE_SIDE * WIDTH, across * TILE_SIDE * WIDTH
     for lane in range(0, lanes, LANES):
-        give_tiles(
-            *(transforms[OUTPUTS], products, at + lane, pitch, wide),
-            *(target, goal + lane, line, column, 2 * column, across, check, 0),
-        )
-    for i in range(0 if whole else 1 + below):
-        for j in range(w):
+        if whole > 0:
+            give_tiles(
+                *(transforms[OUTPUTS], products, at + lane, pitch, wide),
+                *(y, place + lane, w * c, c, TILE_SIDE * c, whole, check, 0),
+            )
+        if whole < across:
+            give_tiles(
+                *(transforms[OUTPUTS], products, at + whole * wide + lane, pitch, wide),
+                *(edge, whole * column + lane, line, WIDTH, column, across - whole, check, 0),
+            )
+    for i in range(min(lines, TILE_SIDE)):
+        for j in range(whole * TILE_SIDE, w):
+            here, there = place + (i * w + j) * c, i * line + j * WIDTH
+            into, out_of = y[here : here + lanes], edge[there : there + lanes]
             for lane in range(lanes):
-                y[place + (i * w + j) * c + lane] = edge[i * line + j * WIDTH + lane]
+                into[lane] = out_of[lane]
 
 
 @called
@@ -52,17 +65,17 @@ def multiply_tiles(
 ):  # fmt: skip
     """Channels begin_out to end_out of a tile's outputs, `few` lines of tiles at a time.
 
-    `packed` (16, blocks, c_in, WIDTH) are the transformed weights; `taken` and `products` hold what is transformed.
+    `packed` (36, blocks, c_in, WIDTH) are the transformed weights; `taken` and `products` hold what is transformed.
     `check` (LANES,) becomes NaN where what comes out of a tile is NaN or infinite.
     """
     c, c_out, w_out = numbers[C], numbers[C_OUT], numbers[W_OUT]
-    rows, across, padded = (lines + 1) // 2, (w_out + 1) // 2, -(-c // LANES) * LANES
+    rows, across, padded = -(-lines // TILE_SIDE), -(-w_out // TILE_SIDE), -(-c // LANES) * LANES
     step = -(-c_out // WIDTH) * c * WIDTH
     for begin in range(0, images * rows, few):
         some = min(few, images * rows - begin)
         count = some * across
         pitch = count * padded + LANES
-        _take_lines(transforms, INPUTS, slab, numbers, lines, begin, some, across, taken, pitch)
+        _take_lines(transforms, INPUTS, slab, numbers, lines, begin, some, across, 0, c, taken, pitch)
         for block in range(begin_out, end_out, WIDTH):
             lanes = min(WIDTH, c_out - block)
             vectors = -(-lanes // LANES)
@@ -78,10 +91,10 @@ def multiply_tiles(
                 )
             for r in range(some):
                 k, i = (begin + r) // rows, (begin + r) % rows
-                place = (((image + k) * numbers[H_OUT] + line + 2 * i) * w_out) * c_out + block
+                place = (((image + k) * numbers[H_OUT] + line + TILE_SIDE * i) * w_out) * c_out + block
                 _give_line(
                     *(transforms, products, r * across * wide, pitch_out, across, y, place, w_out, c_out, lanes),
-                    *(2 * i + 1 < lines, edge, check),
+                    *(lines - TILE_SIDE * i, edge, check),
                 )
 
 
@@ -90,16 +103,19 @@ def multiply_tile_gradients(
     blocks, transforms, numbers, numbers_dy, images, lines, slab, slab_dy, begin_out, end_out, total,
     few, taken, taken_dy,
 ):  # fmt: skip
-    """Add what a tile contributes to `total` (16, c_in, padded c_out), which is to be transformed at the end."""
-    c, c_out, across = numbers[C], numbers[C_OUT], (numbers[W_OUT] + 1) // 2
+    """Add what a tile contributes to `total` (36, c_in, padded c_out), which is to be transformed at the end."""
+    c, c_out, across = numbers[C], numbers[C_OUT], -(-numbers[W_OUT] // TILE_SIDE)
     padded, padded_out = -(-c // LANES) * LANES, -(-c_out // LANES) * LANES
-    lines_of_tiles = images * ((lines + 1) // 2)
+    lines_of_tiles = images * -(-lines // TILE_SIDE)
     for begin in range(0, lines_of_tiles, few):
         some = min(few, lines_of_tiles - begin)
         count = some * across
         pitch, pitch_dy = count * padded + LANES, count * padded_out + LANES
-        _take_lines(transforms, INPUTS, slab, numbers, lines, begin, some, across, taken, pitch)
-        _take_lines(transforms, GRADIENTS, slab_dy, numbers_dy, lines, begin, some, across, taken_dy, pitch_dy)
+        _take_lines(transforms, INPUTS, slab, numbers, lines, begin, some, across, 0, c, taken, pitch)
+        _take_lines(
+            *(transforms, GRADIENTS, slab_dy, numbers_dy, lines, begin, some, across),
+            *(begin_out, min(end_out, c_out), taken_dy, pitch_dy),
+        )
         for lane in range(begin_out, end_out, WIDTH):
             vectors = min(WIDTH, padded_out - lane) // LANES
             parts = -(-c * vectors // SUMS)

@@ -138,7 +138,9 @@ class _Product:
 
     def later(self, precision: str, of_rounding: Callable[..., Values], *given: Any) -> Callable[[Answers], Values]:
         """The same in another precision; worked out when it is asked for."""
-        return exact if self.is_exact else lambda answers: within(**of_rounding(*given, precision))(answers)
+        # The transforms of Winograd's technique round whole numbers too.
+        is_exact = self.is_exact and precision != WINOGRAD
+        return exact if is_exact else lambda answers: within(**of_rounding(*given, precision))(answers)
 
 
 class _Forward(_Product):
