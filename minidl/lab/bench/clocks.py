@@ -1,7 +1,8 @@
 """How long something takes, on the CPU and on a GPU, and how fast the machine copies and multiplies.
 
 Before each timing the caches are swept, so that every side finds its data where the rest of a training step would have
-left it, and on the CPU the other side's threads, which spin for a while after their work, have gone to sleep.
+left it. On the CPU the other side's threads, which look out for more work for a while, are given time to go to sleep first:
+else they have a core that is wanted.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from minidl.backends.cpu.threads import Workers
 from minidl.lab.bench.operations.problem import Call
 
 WARM_UPS = 3
+REST, QUIET, RESTS = 2e-3, 0.1, 100  # seconds to wait for threads; of them, what little they may work; times, at most
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _MIB = 1 << 20
 
@@ -109,7 +111,7 @@ class CpuClock:
     def time(self, call: Call) -> float:
         """See `Clock`."""
         call.prepare()
-        self._sweep += 1  # more than the last cache holds
+        self._settle()
         began = time.perf_counter()
         answers = call.run()
         seconds = time.perf_counter() - began
@@ -118,11 +120,20 @@ class CpuClock:
 
     def time_steps(self, call: Call, count: int) -> float:
         """See `Clock`."""
-        self._sweep += 1
+        self._settle()
         began = time.perf_counter()
         for _ in range(count):
             call.run()
         return (time.perf_counter() - began) / count
+
+    def _settle(self) -> None:
+        """Wait until no thread of this process is at work, and sweep the caches."""
+        for _ in range(RESTS):
+            before = time.process_time()
+            time.sleep(REST)
+            if time.process_time() - before < QUIET * REST:
+                break
+        self._sweep += 1  # more than the last cache holds
 
     def rates(self, precision: str) -> Rates:
         """See `Clock`; the product is of BLAS, on as many threads as minidl has."""
