@@ -117,7 +117,9 @@ class Surrounded(CpuBackend):
         assert dtype is None
         return self._take(int(np.prod(shape))).reshape(shape)
 
-    def _run(self, function: Callable[..., None], count: int, grain: int, *args: Any) -> None:
+    def _run(
+        self, function: Callable[..., None], count: int, grain: int, *args: Any, elements: int | None = None
+    ) -> None:
         with np.errstate(**QUIET):
             for start in reversed(range(0, count, grain)):
                 function(start, min(start + grain, count), *args)

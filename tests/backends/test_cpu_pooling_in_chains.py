@@ -24,7 +24,7 @@ def rng() -> np.random.Generator:
 class Backwards(Workers):
     """Each piece by itself, the last one first."""
 
-    def run(self, function: Any, count: int, grain: int, *args: Any) -> None:
+    def run(self, function: Any, count: int, grain: int, *args: Any, elements: int | None = None) -> None:
         for first in reversed(range(0, count, grain)):
             function(first, min(first + grain, count), *args)
 

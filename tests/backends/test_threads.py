@@ -387,6 +387,28 @@ def _add_one(first: int, last: int, array: np.ndarray) -> None:
     array[first:last] += 1
 
 
+@pytest.mark.parametrize(("elements", "threads"), [(0, 1), (199, 1), (200, 2), (299, 2), (10**6, 3), (None, 3)])
+def test_a_thread_is_woken_for_so_many_elements(
+    monkeypatch: pytest.MonkeyPatch, elements: int | None, threads: int
+) -> None:
+    monkeypatch.setattr("minidl.backends.cpu.threads.WORTH", 100)
+    meeting = threading.Barrier(threads, timeout=30)
+    pieces: list[int] = []
+    names: set[int] = set()
+
+    def function(first: int, last: int) -> None:
+        names.add(threading.get_ident())
+        if last < 10:  # the caller alone has them all at once
+            if first < threads:
+                meeting.wait()
+            time.sleep(0.01)  # a third thread would come
+        pieces.extend(range(first, last))
+
+    Workers(3).run(function, 10, 1, elements=elements)
+    assert sorted(pieces) == list(range(10))
+    assert len(names) == threads
+
+
 @pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity") or available_cores() < 2, reason="there is no other core to keep to"
 )

@@ -94,7 +94,7 @@ class BatchNormOps(CpuDevice):
         found = self.empty((3, chunks, channels))
         grain = max(1, _grain(channels) // loops.CHUNK)
         given = *arrays, channels, width, starts, parameters, g, found
-        self.workers.run(loops.sum_chunks, chunks, grain, pass_table(), which, *given)
+        self.workers.run(loops.sum_chunks, chunks, grain, pass_table(), which, *given, elements=arrays[0].size)
         return found
 
     def batchnorm_running_statistics(self, mean: np.ndarray, var: np.ndarray, eps: float, out: BatchStatistics) -> None:
@@ -138,7 +138,8 @@ class BatchNormOps(CpuDevice):
         channels, width = a.shape[-1], parameters.shape[1]
         places = a.ctypes.data, b.ctypes.data, a.ctypes.data, y.ctypes.data
         self.workers.run(
-            *(run_pass, a.size, _grain(channels) * channels, which, width, parameters.ctypes.data, *places)
+            *(run_pass, a.size, _grain(channels) * channels, which, width, parameters.ctypes.data, *places),
+            elements=a.size,
         )
 
     def batchnorm_backward(
@@ -221,7 +222,14 @@ class BatchNormOps(CpuDevice):
         given += ones if gamma is None else gamma, zeros if beta is None else beta, *statistics
         given += scratch if dgamma is None else dgamma, scratch if dbeta is None else dbeta, scratch
         place(frame, *given)
-        self.workers.run(work, min(pieces, self.workers.threads), 1, work_address(forward), frame)
+        self.workers.run(
+            work,
+            min(pieces, self.workers.threads),
+            1,
+            work_address(forward),
+            frame,
+            elements=x.size if forward else 2 * x.size,
+        )
 
     def batchnorm_forward(
         self,

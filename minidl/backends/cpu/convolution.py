@@ -27,12 +27,13 @@ from minidl.backends.cpu.convolution_winograd import (
 from minidl.backends.cpu.machine_code import LANES, SUMS
 from minidl.backends.cpu.passes import pass_table
 from minidl.backends.cpu.threads import QUIET
-from minidl.backends.cpu.winograd import transform_table
+from minidl.backends.cpu.winograd import POSITIONS, TAPS, TILE_SIDE, transform_table
 from minidl.backends.protocol import Pair
 from minidl.backends.techniques import DIRECT, WINOGRAD
 
 FEW = 4  # input channels, for which the gradient of the input is better scattered than gathered
 
+WORTH_PRODUCTS = 1 << 23  # multiply-adds that it is worth waking a thread for
 PACKED = 1 << 15  # weights that a thread packs or adds up at a time
 NOT_BY_WINOGRAD: tuple[Any, ...] = np.empty(0, np.int64), 0, NOTHING, NOTHING, NOTHING
 
@@ -75,7 +76,7 @@ class ConvolutionOps(ScatteredOps):
         chunk = 128
         chunks = -(-len(matrix) // chunk)
         sums = self.empty((chunks, matrix.shape[1]))
-        self.workers.run(_sum_rows, chunks, 32, matrix, chunk, sums)
+        self.workers.run(_sum_rows, chunks, 32, matrix, chunk, sums, elements=dy.size)
         with np.errstate(**QUIET):
             db[:] = sums.sum(axis=0, dtype=np.float64)
 
@@ -116,7 +117,9 @@ class ConvolutionOps(ScatteredOps):
         packed = self.workers.scratch("packed", plan.weights)
         count = len(plan.phases) * -(-y.shape[3] // WIDTH)
         grain = max(1, PACKED * count // max(1, plan.weights))
-        self.workers.run(convolution_windows.pack_weights, count, grain, w, turned, plan.phases, packed)
+        self.workers.run(
+            *(convolution_windows.pack_weights, count, grain, w, turned, plan.phases, packed), elements=2 * plan.weights
+        )
         self._go_through_tiles(plan, None, source, packed, clips, bias, y, after)
 
     def _go_through_tiles(
@@ -138,7 +141,7 @@ class ConvolutionOps(ScatteredOps):
         if cut is not None:
             numbers, size, edges = cut.numbers, cut.slab, cut.edge
         given = block_table(), pass_table(), numbers, plan.phases, clips, how, *arrays, y.reshape(-1), *after
-        counter, calls = np.zeros(1, np.int64), min(plan.pieces, self.workers.threads)
+        counter, calls = np.zeros(1, np.int64), self._calls(plan, plan.pieces, cut)
         checks = np.zeros((0 if cut is None else calls, LANES), np.float32)
 
         def tiles(call: int, _last: int) -> None:
@@ -154,6 +157,11 @@ class ConvolutionOps(ScatteredOps):
         self.workers.run(tiles, calls, 1)
         return not checks.any()
 
+    def _calls(self, plan: Plan, pieces: int, cut: Cut | None) -> int:
+        """How many threads are to go through the pieces; for a few products none is worth waking."""
+        products = plan.products if cut is None else plan.products * POSITIONS // (TILE_SIDE * TAPS) ** 2
+        return max(1, min(pieces, self.workers.threads, products // WORTH_PRODUCTS))
+
     def _multiply_gradients(
         self, operation: str, x: Source, dy: Source, dw: np.ndarray, stride: Pair, padding: Pair
     ) -> None:
@@ -168,7 +176,9 @@ class ConvolutionOps(ScatteredOps):
         for clips in (True, False) if shares.clips else (False,):
             partial = self._partial_gradients(plan, shares, None, x, dy, clips)
             given = partial, shares.groups, shares.size, dw.shape[3], flat
-            self.workers.run(convolution_gradients.sum_shares, rows, max(1, PACKED // dw.shape[3]), *given)
+            self.workers.run(
+                convolution_gradients.sum_shares, rows, max(1, PACKED // dw.shape[3]), *given, elements=partial.size
+            )
             if not clips or is_finite(dw):  # else a NaN of dy could be missing where it meets the padding's zeros
                 return
 
@@ -192,5 +202,5 @@ class ConvolutionOps(ScatteredOps):
             numbers_dy = numbers if cut is None else cut.numbers_dy
             convolution_gradients.multiply_gradients(*given, *slabs, numbers_dy, *of_winograd[:4])
 
-        self.workers.run(work, min(len(shares.table), self.workers.threads), 1)
+        self.workers.run(work, self._calls(plan, len(shares.table), cut), 1)
         return partial

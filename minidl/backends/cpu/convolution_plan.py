@@ -96,6 +96,13 @@ class Plan:
         return int(last[WEIGHTS] + last[KH] * last[KW] * self.source[3] * _padded(self.target[3]))
 
     @functools.cached_property
+    def products(self) -> int:
+        """Multiply-adds of the definition."""
+        n, _, _, c_out = self.target
+        taps = sum(int(phase[LINES] * phase[COLUMNS] * phase[KH] * phase[KW]) for phase in self.phases)
+        return n * taps * self.source[3] * c_out
+
+    @functools.cached_property
     def numbers(self) -> np.ndarray:
         """What the loops read, by the names below."""
         window = self.top, self.left, self.lines, self.columns

@@ -141,7 +141,9 @@ def transformed_weights(workers: Workers, w: np.ndarray, turned: bool) -> np.nda
     def transform(first: int, last: int) -> None:
         winograd.transform_weights(given, packed, first, last, WIDTH)
 
-    workers.run(transform, padded // LANES, max(1, PACKED // (POSITIONS * inputs * LANES)))
+    workers.run(
+        transform, padded // LANES, max(1, PACKED // (POSITIONS * inputs * LANES)), elements=POSITIONS * inputs * padded
+    )
     return packed
 
 
@@ -151,13 +153,17 @@ def finish_gradients(workers: Workers, partial: np.ndarray, shares: Shares, dw: 
     padded, rows = _padded(outputs), POSITIONS * inputs
     summed = workers.scratch("summed", rows * padded)[: rows * padded]
     given = partial, shares.groups, shares.size, padded, summed
-    workers.run(convolution_gradients.sum_shares, rows, max(1, PACKED // padded), *given)
+    workers.run(
+        convolution_gradients.sum_shares, rows, max(1, PACKED // padded), *given, elements=shares.groups * shares.size
+    )
     made = dw if padded == outputs else _weights(workers, inputs, padded)
 
     def transform(first: int, last: int) -> None:
         winograd.transform_gradients(summed, made, first, last)
 
-    workers.run(transform, padded // LANES, max(1, PACKED // (POSITIONS * inputs * LANES)))
+    workers.run(
+        transform, padded // LANES, max(1, PACKED // (POSITIONS * inputs * LANES)), elements=POSITIONS * inputs * padded
+    )
     if made is not dw:
         dw[...] = made[..., :outputs]
 

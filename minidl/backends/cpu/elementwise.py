@@ -52,13 +52,13 @@ class ElementwiseOps(CpuDevice):
     """The elementwise part of the CPU backend; see `Backend` for the operations."""
 
     def relu_forward(self, x: np.ndarray, y: np.ndarray) -> None:
-        self.workers.run(_relu, x.size, GRAIN, x.reshape(-1), y.reshape(-1))
+        self.workers.run(_relu, x.size, GRAIN, x.reshape(-1), y.reshape(-1), elements=x.size)
 
     def relu_backward(self, dy: np.ndarray, y: np.ndarray, dx: np.ndarray) -> None:
-        self.workers.run(_relu_backward, y.size, GRAIN, dy.reshape(-1), y.reshape(-1), dx.reshape(-1))
+        self.workers.run(_relu_backward, y.size, GRAIN, dy.reshape(-1), y.reshape(-1), dx.reshape(-1), elements=y.size)
 
     def add(self, a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
-        self.workers.run(_add, a.size, GRAIN, a.reshape(-1), b.reshape(-1), out.reshape(-1))
+        self.workers.run(_add, a.size, GRAIN, a.reshape(-1), b.reshape(-1), out.reshape(-1), elements=a.size)
 
     def concat(self, parts: Sequence[np.ndarray], out: np.ndarray) -> None:
         np.concatenate(parts, axis=-1, out=out)

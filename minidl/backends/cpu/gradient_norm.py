@@ -43,7 +43,7 @@ class GradientNormOps(CpuDevice):
         with np.errstate(all="ignore"):
             for array in arrays:
                 sums = self.empty((-(-array.size // GRAIN), LANES), np.float64)
-                self.workers.run(_sum_squares, len(sums), 1, array.reshape(-1), sums)
+                self.workers.run(_sum_squares, len(sums), 1, array.reshape(-1), sums, elements=array.size)
                 total += float(sums.sum())
             norm[...] = np.sqrt(total)
 
@@ -53,4 +53,4 @@ class GradientNormOps(CpuDevice):
         if factor == 1:
             return
         for array in arrays:
-            self.workers.run(_scale, array.size, GRAIN, array.reshape(-1), factor)
+            self.workers.run(_scale, array.size, GRAIN, array.reshape(-1), factor, elements=array.size)

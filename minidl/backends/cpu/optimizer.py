@@ -58,12 +58,16 @@ class OptimizerOps(CpuDevice):
         if not velocities:
             for value, grad, row in zip(values, grads, rows, strict=True):
                 rate, _, decay = numbers[row]
-                self.workers.run(_sgd, value.size, GRAIN, value.reshape(-1), grad.reshape(-1), rate, decay)
+                self.workers.run(
+                    _sgd, value.size, GRAIN, value.reshape(-1), grad.reshape(-1), rate, decay, elements=value.size
+                )
             return
         for value, grad, velocity, row in zip(values, grads, velocities, rows, strict=True):
             rate, momentum, decay = numbers[row]
             arrays = value.reshape(-1), grad.reshape(-1), velocity.reshape(-1)
-            self.workers.run(_sgd_momentum, value.size, GRAIN, *arrays, rate, momentum, decay, nesterov)
+            self.workers.run(
+                _sgd_momentum, value.size, GRAIN, *arrays, rate, momentum, decay, nesterov, elements=value.size
+            )
 
     def adam(
         self,
@@ -76,9 +80,11 @@ class OptimizerOps(CpuDevice):
     ) -> None:
         for *arrays, row in zip(values, grads, first_moments, second_moments, rows, strict=True):
             flat = tuple(array.reshape(-1) for array in arrays)
-            self.workers.run(_adam, flat[0].size, GRAIN, *flat, *numbers[row])
+            self.workers.run(_adam, flat[0].size, GRAIN, *flat, *numbers[row], elements=2 * flat[0].size)
 
     def moving_average(self, averages: Sequence[np.ndarray], values: Sequence[np.ndarray], weight: np.ndarray) -> None:
         share = weight[()]
         for average, value in zip(averages, values, strict=True):
-            self.workers.run(_moving_average, value.size, GRAIN, average.reshape(-1), value.reshape(-1), share)
+            self.workers.run(
+                _moving_average, value.size, GRAIN, average.reshape(-1), value.reshape(-1), share, elements=value.size
+            )

@@ -170,7 +170,7 @@ class PoolingOps(CpuDevice):
         del ceil_mode  # y's shape says how many windows there are
         whole = x.shape[1] >= 2 * y.shape[1] and x.shape[2] >= 2 * y.shape[2]
         if (kernel, stride, padding, dilation) == ((2, 2), (2, 2), (0, 0), (1, 1)) and whole:
-            self.workers.run(_max_pool_2x2, len(x), _grain(x), x, y, index)
+            self.workers.run(_max_pool_2x2, len(x), _grain(x), x, y, index, elements=x.size)
             return
         self.workers.run(_max_pool, len(x), _grain(x), x, y, index, *kernel, *stride, *padding, *dilation)
 
@@ -187,7 +187,9 @@ class PoolingOps(CpuDevice):
     ) -> None:
         del ceil_mode
         if are_apart(dy.shape, dx.shape, kernel, stride, padding, dilation):
-            self.workers.run(_max_pool_apart_backward, len(dx), _grain(dx), dy, index, dx, *kernel, *stride)
+            self.workers.run(
+                _max_pool_apart_backward, len(dx), _grain(dx), dy, index, dx, *kernel, *stride, elements=dx.size
+            )
             return
         self.workers.run(_max_pool_backward, len(dx), _grain(dx), dy, index, dx)
 
@@ -218,7 +220,7 @@ class PoolingOps(CpuDevice):
         self.workers.run(_avg_pool_backward, len(dx), _grain(dx), dy, dx, *kernel, *stride, *padding, count_include_pad)
 
     def global_avg_pool2d_forward(self, x: np.ndarray, y: np.ndarray) -> None:
-        self.workers.run(_global_avg_pool, len(x), _grain(x), x, y)
+        self.workers.run(_global_avg_pool, len(x), _grain(x), x, y, elements=x.size)
 
     def global_avg_pool2d_backward(self, dy: np.ndarray, dx: np.ndarray) -> None:
         pixels = np.float32(dx.shape[1] * dx.shape[2])

@@ -39,13 +39,13 @@ class ScaleOps(CpuDevice):
     """The scaling part of the CPU backend; see `Backend` for the operations."""
 
     def scale_forward(self, x: np.ndarray, factor: np.ndarray, y: np.ndarray) -> None:
-        self.workers.run(_scale, x.size, GRAIN, x.reshape(-1), np.float32(factor), y.reshape(-1))
+        self.workers.run(_scale, x.size, GRAIN, x.reshape(-1), np.float32(factor), y.reshape(-1), elements=x.size)
 
     def scale_backward(
         self, x: np.ndarray, dy: np.ndarray, factor: np.ndarray, dx: np.ndarray, dfactor: np.ndarray
     ) -> None:
         sums = self.empty((-(-x.size // PIECE), LANES))
         arrays = x.reshape(-1), dy.reshape(-1), np.float32(factor), dx.reshape(-1), sums
-        self.workers.run(_scale_backward, len(sums), GRAIN // PIECE, *arrays)
+        self.workers.run(_scale_backward, len(sums), GRAIN // PIECE, *arrays, elements=2 * x.size)
         with np.errstate(all="ignore"):
             dfactor[...] = sums.sum(dtype=np.float64)

@@ -19,6 +19,7 @@ from threadpoolctl import ThreadpoolController
 
 from minidl.backends.arena import ALIGNMENT
 
+WORTH = 1 << 19  # elements that a simple pass goes over: for fewer a thread is not worth waking
 MAX_THREADS = 4096  # more than any machine has cores; at some ten thousand a process dies of it
 
 # NaN and infinity are values here, wherever they come from; the training loop looks out for them.
@@ -175,22 +176,25 @@ class Workers:
             for _ in self._helpers:
                 self._jobs.put(None)
 
-    def run(self, function: Callable[..., None], count: int, grain: int, *args: Any) -> None:
+    def run(
+        self, function: Callable[..., None], count: int, grain: int, *args: Any, elements: int | None = None
+    ) -> None:
         """Call `function(start, stop, *args)` over ranges of `grain` that cover 0 to `count`, on all threads.
 
-        What `function` does with a number must not depend on the range it came in.
+        What `function` does with a number must not depend on the range it came in. `elements`: how many a simple pass
+        goes over, of which each thread is to have WORTH.
         """
         pieces = -(-count // grain)
-        if pieces <= 1 or self.threads == 1:
+        threads = min(self.threads, pieces, pieces if elements is None else elements // WORTH)
+        if threads <= 1:
             if count > 0:
                 function(0, count, *args)
             return
         if self._process != os.getpid():
             self._start()  # a fork copies no threads
         job = _Job(function, count, grain, args)
-        helpers = min(self.threads, pieces) - 1
         with self._apart():
-            for _ in range(helpers):
+            for _ in range(threads - 1):
                 self._jobs.put(job)
             error = None
             try:

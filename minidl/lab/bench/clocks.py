@@ -1,8 +1,8 @@
 """How long something takes, on the CPU and on a GPU, and how fast the machine copies and multiplies.
 
 Before each timing the caches are swept, so that every side finds its data where the rest of a training step would have
-left it. On the CPU the other side's threads, which look out for more work for a while, are given time to go to sleep first:
-else they have a core that is wanted.
+left it. On the CPU the other side's threads, which look out for more work for a while, are given time to go to sleep
+first: else they have a core that is wanted.
 """
 
 import contextlib
