@@ -62,7 +62,12 @@ def pack_weights(first: int, last: int, w: np.ndarray, turned: bool, phases: np.
         at = phase[WEIGHTS] + block * size
         into = packed[at : at + size * WIDTH].reshape(kh, kw, inputs, WIDTH)
         rows, columns = _every(phase[R_FIRST], phase[R_STEP], kh), _every(phase[S_FIRST], phase[S_STEP], kw)
-        into[..., :lanes] = w[rows, columns, :, block : block + lanes]
+        taken = w[rows, columns, :, block : block + lanes]
+        if turned:  # by way of lines that are not a power of two apart: those would meet in the cache
+            apart = np.empty((kh, kw, lanes, inputs + LANES), np.float32)[..., :inputs]
+            apart[...] = taken.transpose(0, 1, 3, 2)
+            taken = apart.transpose(0, 1, 3, 2)
+        into[..., :lanes] = taken
         into[..., lanes:] = 0
 
 
@@ -185,6 +190,7 @@ def multiply_windows(
     in_place = few == 0 and numbers[PLAIN] == 1 and how == COPY
     source = x if in_place else slab
     c_out, many = numbers[C_OUT], -(-numbers[C_OUT] // WIDTH)
+    filled = -1
     for _ in range(pieces):
         piece = next_piece(counter)
         if piece >= pieces:
@@ -193,8 +199,9 @@ def multiply_windows(
         image, images, line, lines = tile_of(numbers, t)
         begin_out = many * split // numbers[SPLITS] * WIDTH
         end_out = min(many * (split + 1) // numbers[SPLITS] * WIDTH, c_out)
-        if not in_place:
+        if not in_place and t != filled:
             fill_tile(table, numbers, image, images, line, lines, how, x, dy, parameters, width, slab)
+            filled = t
         if few > 0:
             multiply_tiles(
                 *(blocks, transforms, numbers, image, images, line, lines, slab, packed, y, begin_out, end_out),
