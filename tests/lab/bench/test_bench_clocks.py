@@ -1,5 +1,8 @@
 """What is made of timings."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 
@@ -49,6 +52,32 @@ def test_the_cpus_clock_leaves_preparation_out_and_sweeps_before_each_run() -> N
         slow = clock.time(Call(lambda: {"sum": np.ones(1 << 22).sum()}))
     assert min(quick) < 1e-3 < slow  # preparing takes as long as what is slow
     assert clock._sweep.nbytes >= 64 << 20
+
+
+def test_the_cpus_clock_waits_until_other_threads_are_asleep() -> None:
+    clock, threads = CpuClock(Workers(1)), []
+
+    def spin(seconds: float) -> None:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            pass
+
+    def prepare(seconds: float) -> None:
+        threads.append(threading.Thread(target=spin, args=(seconds,)))
+        threads[-1].start()
+
+    def look() -> dict[str, object]:
+        awake.append(threads[-1].is_alive())
+        return {}
+
+    awake: list[bool] = []
+    with clock.running():
+        clock.time(Call(look, lambda: prepare(0.05)))
+        began = time.perf_counter()
+        clock.time(Call(look, lambda: prepare(2.0)))  # which is too long
+    assert time.perf_counter() - began < 1.5
+    assert awake == [False, True]
+    threads[-1].join()
 
 
 def test_rates_are_positive() -> None:
