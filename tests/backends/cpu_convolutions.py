@@ -72,10 +72,11 @@ class Cut(NamedTuple):
     CHUNK: int = convolution_plan.CHUNK
     SHARES: int = convolution_plan.SHARES
     SHARED_BYTES: int = convolution_plan.SHARED_BYTES
+    SHARE_PIXELS: int = 1  # small as they are, they have several shares
 
 
 CUTS = {
-    "usual": Cut(),
+    "usual": Cut(SHARE_PIXELS=convolution_plan.SHARE_PIXELS),
     "lines": Cut(TILE_BYTES=1, PIECES=1, CHUNK=5),
     "few lines": Cut(TILE_BYTES=3 << 10, PIECES=1, CHUNK=7),
     "images": Cut(PIECES=1),

@@ -27,6 +27,7 @@ CHUNK = 128  # rows of a tile that are summed in float32; float64 takes over
 DEPTH = 256  # pixels that a sum of a weight's gradient takes before it is added to the others
 
 SHARES = 16  # of a weight's gradient: what is added up on its own
+SHARE_PIXELS = 256  # that one has at least: it takes work to clear and to sum them
 SHARED_BYTES = 1 << 22  # that their partial sums may take together
 
 Shape4 = tuple[int, int, int, int]
@@ -190,7 +191,8 @@ def weight_gradient_plan(
     plan = forward_plan(source, (kh, kw), target, stride, padding)
     padded = -(-c_out // LANES) * LANES
     size = kh * kw * c_in * padded
-    groups = max(1, min(SHARES, plan.tiles, SHARED_BYTES // (4 * max(size, 1))))
+    pixels = target[0] * target[1] * target[2]
+    groups = max(1, min(SHARES, plan.tiles, SHARED_BYTES // (4 * max(size, 1)), pixels // SHARE_PIXELS))
     table = shares_table(plan.tiles, groups, padded, size, SHARES)
     meets_none = [
         range(before, min(taps, length + before - (count - 1) * step))
