@@ -125,6 +125,7 @@ cuts = st.builds(
     CHUNK=st.sampled_from([1, 13, 128]),
     SHARES=st.sampled_from([1, 3, 16]),
     SHARED_BYTES=st.sampled_from([1, 1 << 22]),
+    SHARE_PIXELS=st.sampled_from([1, 9, 256]),
 )
 drawn = settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
