@@ -1,11 +1,13 @@
 """What tests of training share: images so few that an epoch takes milliseconds, and the real Fashion-MNIST."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from minidl.backends.cpu import convolution, threads
 from minidl.data import Dataset
 from minidl.data.search import find
 from minidl.errors import DataError
@@ -27,6 +29,15 @@ def stripes(train: int = 90, test: int = 30, channels: int = 1, seed: int = 0) -
         "test_images": images[train:],
         "test_labels": labels[train:],
     }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def threads_are_woken_for_little() -> Iterator[None]:
+    """Small arrays are shared out, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "WORTH", 1)
+        patch.setattr(convolution, "WORTH_PRODUCTS", 1)
+        yield
 
 
 @pytest.fixture(scope="session")

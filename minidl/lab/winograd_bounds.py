@@ -28,7 +28,7 @@ _B, _G, _A = (np.abs(matrix) for matrix in matrices())
 TRANSFORMS = 8 + 10 + 8
 TRANSFORMS_OF_WEIGHTS = 8 + 8 + 12
 # In units of TINY: what an input, a weight, a gradient or a result may lose to underflow in its transform.
-_INPUT, _WEIGHT, _GRADIENT, _RESULT = 10, 6, 10, 20
+_INPUT, _WEIGHT, _GRADIENT, _RESULT = 11, 6, 16, 20
 
 
 def forward(x: Host, w: Host, padding: Pair) -> Host:

@@ -20,7 +20,13 @@ from kernels.conv.normalized_reference import (
     conv2d_normalized_forward_reference,
 )
 from kernels.window import output_size
-from minidl.backends.cpu import CpuBackend, convolution_plan
+from minidl.backends.cpu import (
+    CpuBackend,
+    convolution_gradients,
+    convolution_plan,
+    convolution_windows,
+    convolution_winograd,
+)
 from minidl.backends.cpu.convolution_plan import Plan, forward_plan, input_gradient_plan, weight_gradient_plan
 from minidl.backends.cpu.threads import QUIET
 
@@ -92,24 +98,30 @@ def cut_into(cut: Cut) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in cut._asdict().items():
             patch.setattr(convolution_plan, name, value)
+            if hasattr(convolution_winograd, name):
+                patch.setattr(convolution_winograd, name, value)
+        patch.setattr(convolution_winograd, "FEWEST_SHARES", min(cut.SHARES, convolution_winograd.FEWEST_SHARES))
         _forget_plans()
         yield
     _forget_plans()
 
 
 def _forget_plans() -> None:
-    for plan in (forward_plan, input_gradient_plan, weight_gradient_plan):
+    for plan in (forward_plan, input_gradient_plan, weight_gradient_plan, convolution_winograd.cut_of):
         plan.cache_clear()
+    convolution_winograd.shares_of.cache_clear()
 
 
 class Surrounded(CpuBackend):
     """All memory that it takes is NaN, and between NaNs that must still be there at the end.
 
-    Its pieces of work are done one by one, the last one first.
+    Its pieces of work are done one by one, the last one first, with memory of their own; unless it `drains` what there
+    is of tiles in one go, as a thread does.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, drains: bool = False) -> None:
         super().__init__(threads=1)
+        self.drains = drains
         self.taken: list[tuple[Array, int]] = []
         self.workers.scratch = lambda name, size: self._take(size)  # type: ignore[method-assign]
         self.workers.run = self._run  # type: ignore[method-assign]
@@ -125,6 +137,32 @@ class Surrounded(CpuBackend):
             for start in reversed(range(0, count, grain)):
                 function(start, min(start + grain, count), *args)
 
+    def _calls(self, plan: Plan, pieces: int, cut: Any) -> int:
+        return 1 if self.drains else max(1, pieces)
+
+    @contextlib.contextmanager
+    def one_by_one(self) -> Iterator[None]:
+        """Inside, each call of the loops over tiles does one of them."""
+        windows, gradients = convolution_windows.multiply_windows, convolution_gradients.multiply_gradients
+
+        def last_of(counter: Array, pieces: int) -> int:
+            counter[0] += 1
+            return pieces - int(counter[0])
+
+        def one_window(counter: Array, pieces: int, *rest: Any) -> None:
+            piece = last_of(counter, pieces)
+            windows(np.array([piece], np.int64), piece + 1, *rest)
+
+        def one_share(counter: Array, *rest: Any) -> None:
+            piece = last_of(counter, len(rest[5]))
+            gradients(np.array([piece], np.int64), *rest[:5], rest[5][: piece + 1], *rest[6:])
+
+        with pytest.MonkeyPatch.context() as patch:
+            if not self.drains:
+                patch.setattr(convolution_windows, "multiply_windows", one_window)
+                patch.setattr(convolution_gradients, "multiply_gradients", one_share)
+            yield
+
     def _take(self, size: int) -> Array:
         memory = np.full(size + 2 * SPACE, np.nan, np.float32)
         self.taken.append((memory, size))
@@ -134,6 +172,10 @@ class Surrounded(CpuBackend):
         for memory, size in self.taken:
             assert np.isnan(memory[:SPACE]).all()
             assert np.isnan(memory[SPACE + size :]).all()
+
+
+def _one_by_one(backend: CpuBackend) -> contextlib.AbstractContextManager[None]:
+    return backend.one_by_one() if isinstance(backend, Surrounded) else contextlib.nullcontext()
 
 
 def placed(values: Array) -> Array:
@@ -195,11 +237,12 @@ def plain(backend: CpuBackend, case: Case, given: Arrays) -> Answers:
     """The answers of the plain operations."""
     names = {"y": case.y, "y without bias": case.y, "dx": case.x, "dw": case.w, "db": (case.c_out,)}
     found = {name: placed(np.full(shape, np.nan)) for name, shape in names.items()}
-    backend.conv2d_forward(given.x, given.w, given.bias, found["y"], *case.window)
-    backend.conv2d_forward(given.x, given.w, None, found["y without bias"], *case.window)
-    backend.conv2d_backward_input(given.dy, given.w, found["dx"], *case.window)
-    backend.conv2d_backward_weight(given.x, given.dy, found["dw"], *case.window)
-    backend.bias_backward(given.dy, found["db"])
+    with _one_by_one(backend):
+        backend.conv2d_forward(given.x, given.w, given.bias, found["y"], *case.window)
+        backend.conv2d_forward(given.x, given.w, None, found["y without bias"], *case.window)
+        backend.conv2d_backward_input(given.dy, given.w, found["dx"], *case.window)
+        backend.conv2d_backward_weight(given.x, given.dy, found["dw"], *case.window)
+        backend.bias_backward(given.dy, found["db"])
     return _checked(backend, found)
 
 
@@ -221,10 +264,11 @@ def chained(backend: CpuBackend, case: Case, given: Arrays, first: bool = False)
     found = {name: placed(np.full(shape, np.nan)) for name, shape in shapes.items()}
     statistics, sums = (tuple(placed(np.full(c, np.nan)) for _ in range(4)) for c in (case.c_out, case.x[3]))
     out = BatchStatistics(*statistics) if case.x[0] else None
-    backend.conv2d_normalized_forward(x, before, w, found["y"], *case.window, EPS, out)
-    backend.conv2d_normalized_backward_weight(x, before, given.pending, found["dw"], *case.window)
     chain = (None, None, None) if first else (x, before, GradientSums(*sums))
-    backend.conv2d_normalized_backward_input(given.pending, w, found["dx"], *case.window, *chain)
+    with _one_by_one(backend):
+        backend.conv2d_normalized_forward(x, before, w, found["y"], *case.window, EPS, out)
+        backend.conv2d_normalized_backward_weight(x, before, given.pending, found["dw"], *case.window)
+        backend.conv2d_normalized_backward_input(given.pending, w, found["dx"], *case.window, *chain)
     if out is not None:
         found |= dict(zip(BatchStatistics._fields, statistics, strict=True))
     if not first:

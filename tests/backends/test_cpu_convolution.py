@@ -90,10 +90,10 @@ def check(case: Case, seed: int) -> None:
     rng = np.random.default_rng(seed)
     for relu in (True, False):
         arrays_of_case = arrays(case, rng, relu=relu)
-        agree(plain(Surrounded(), case, arrays_of_case), plain_references(case, arrays_of_case))
+        agree(plain(Surrounded(drains=relu), case, arrays_of_case), plain_references(case, arrays_of_case))
         for first in (False, True):
             wanted = chained_references(case, arrays_of_case, first)
-            agree(chained(Surrounded(), case, arrays_of_case, first), wanted)
+            agree(chained(Surrounded(drains=relu), case, arrays_of_case, first), wanted)
 
 
 @pytest.mark.parametrize("cut", CUTS)

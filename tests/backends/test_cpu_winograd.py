@@ -74,10 +74,10 @@ def check(case: Case, seed: int) -> None:
     rng = np.random.default_rng(seed)
     for relu in (True, False):
         given_arrays = arrays(case, rng, relu=relu)
-        agree(plain(by_name(Surrounded()), case, given_arrays), plain_references(case, given_arrays))
+        agree(plain(by_name(Surrounded(drains=relu)), case, given_arrays), plain_references(case, given_arrays))
         for first in (False, True):
             wanted = chained_references(case, given_arrays, first)
-            agree(chained(by_name(Surrounded()), case, given_arrays, first), wanted)
+            agree(chained(by_name(Surrounded(drains=relu)), case, given_arrays, first), wanted)
 
 
 def noted(patch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
@@ -184,7 +184,7 @@ def test_errors_are_a_few_times_those_of_the_definition(c: int, spread: str) -> 
         y = np.empty(right.shape, np.float32)
         by_name(CpuBackend(1), technique).conv2d_forward(x, w, None, y, (1, 1), (1, 1))
         errors[technique] = np.sqrt(np.square(y - right).mean())
-    assert 0 < errors[WINOGRAD] < 4 * errors[DIRECT]
+    assert 0 < errors[WINOGRAD] < 3.2 * errors[DIRECT]
 
 
 def test_the_matrices_make_a_convolution_of_polynomials_values() -> None:

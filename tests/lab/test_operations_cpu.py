@@ -1,9 +1,9 @@
 """Every operation of the CPU backend within its error budget, on all cases."""
 
+import fnmatch
 import functools
 import itertools
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,10 @@ import pytest
 
 from minidl.backends import Backend, get_backend
 from minidl.backends.cpu import CpuBackend
+from minidl.backends.techniques import WINOGRAD
 from minidl.errors import ConfigError
 from minidl.lab.operations import answers, cases, check_operation, operations
+from minidl.lab.verify import Task, run
 
 
 def parameters() -> Iterator[Any]:
@@ -23,9 +25,25 @@ def parameters() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("operation", "case"), list(parameters()))
 def test_the_cpu_is_within_its_error_budget(operation: str, case: str) -> None:
-    rows = check_operation(get_backend("cpu"), operation, case)
+    rows = check_operation(get_backend("cpu", precision="fp32"), operation, case)
     assert rows
     assert not [str(row) for row in rows if not row.passed]
+
+
+def by_winograd() -> Iterator[Any]:
+    for operation in operations():
+        if WINOGRAD in get_backend("cpu").techniques(operation):
+            fitting = fnmatch.filter(cases(operation, get_backend("cpu")), "*-k3x3-*-s1x1-*")
+            assert fitting
+            yield from (pytest.param(operation, case, id=f"{operation}-{case}") for case in fitting)
+
+
+@pytest.mark.parametrize(("operation", "case"), list(by_winograd()))
+def test_convolutions_by_winograd_are_within_theirs(operation: str, case: str) -> None:
+    found = run(Task(operation, WINOGRAD, (case,)), CpuBackend(2), 0)
+    assert found.rows
+    assert not found.refused
+    assert not [str(row) for row in found.rows if not row.passed]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +94,7 @@ def test_every_operation_of_the_protocol_is_checked() -> None:
 def test_every_operation_is_tried_on_arrays_of_all_layouts(operation: str) -> None:
     for layout in ("offset", "strided"):
         if operation != "batchnorm_layer":  # made of operations that are
-            assert any(fnmatchcase(case, f"*/{layout}") for case in cases(operation))
+            assert any(fnmatch.fnmatchcase(case, f"*/{layout}") for case in cases(operation))
 
 
 def test_other_seeds_make_other_inputs_and_the_same_seed_the_same() -> None:

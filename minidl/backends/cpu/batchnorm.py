@@ -40,7 +40,7 @@ _FORWARD, _FORWARD_RELU, _FORWARD_ADD, _BACKWARD, _BACKWARD_RELU = (
     (SUM_GRADIENTS, GRADIENT, GRADIENT_AROUND),
     (SUM_GRADIENTS_RELU, GRADIENT_RELU, GRADIENT_RELU_AROUND),
 )
-GRAIN_ELEMENTS = 1 << 15  # a piece of work for a thread; below it a second thread costs more than it saves
+GRAIN_ELEMENTS = 1 << 15  # a piece of work for a thread
 
 
 @functools.lru_cache(256)

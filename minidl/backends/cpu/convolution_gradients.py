@@ -143,7 +143,7 @@ def multiply_gradients(
     `shares` (number, 5) int64: first and last tile, first and last output channel, and where its partial sums begin.
 
     Where `few` is not 0 it is done by Winograd (see `multiply_tile_gradients`), which reads what comes last; the slab
-    of dy then is laid out by `numbers_dy`, and partial sums are of a `kernel` of 4x4 positions.
+    of dy then is laid out by `numbers_dy`, and partial sums are of a `kernel` of 6x6 positions.
     """
     in_place = few == 0 and numbers[PLAIN] == 1 and how == COPY
     source = x if in_place else slab

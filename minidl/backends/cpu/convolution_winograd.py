@@ -151,11 +151,12 @@ def finish_gradients(workers: Workers, partial: np.ndarray, shares: Shares, dw: 
     """Dw from the shares' partial sums."""
     inputs, outputs = dw.shape[2:]
     padded, rows = _padded(outputs), POSITIONS * inputs
-    summed = workers.scratch("summed", rows * padded)[: rows * padded]
-    given = partial, shares.groups, shares.size, padded, summed
-    workers.run(
-        convolution_gradients.sum_shares, rows, max(1, PACKED // padded), *given, elements=shares.groups * shares.size
-    )
+    summed = partial
+    if shares.groups > 1:
+        summed = workers.scratch("summed", rows * padded)[: rows * padded]
+        given = partial, shares.groups, shares.size, padded, summed
+        grain, elements = max(1, PACKED // padded), shares.groups * shares.size
+        workers.run(convolution_gradients.sum_shares, rows, grain, *given, elements=elements)
     made = dw if padded == outputs else _weights(workers, inputs, padded)
 
     def transform(first: int, last: int) -> None:

@@ -11,7 +11,7 @@ from minidl.backends.cpu.batchnorm_loops import CHUNK
 from minidl.backends.cpu.device import CpuDevice
 from minidl.backends.cpu.passes import pass_table, repeats
 
-GRAIN_ELEMENTS = 1 << 15  # a piece of work for a thread; below it a second thread costs more than it saves
+GRAIN_ELEMENTS = 1 << 15  # a piece of work for a thread
 FEW, MANY = 8, CHUNK  # samples of one row that a thread takes at once
 
 

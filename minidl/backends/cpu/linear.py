@@ -6,6 +6,7 @@ from minidl.backends.cpu.device import CpuDevice
 from minidl.backends.cpu.threads import BLAS, QUIET
 
 TILE = 64  # rows of the result a product makes
+PRODUCTS = 16  # that take as long as a simple pass over an element
 
 
 class LinearOps(CpuDevice):
@@ -20,7 +21,7 @@ class LinearOps(CpuDevice):
                     np.dot(a[start : start + TILE], b, out=out[start : start + TILE])
 
         with BLAS.one_thread():
-            self.workers.run(rows, len(out), TILE)
+            self.workers.run(rows, len(out), TILE, elements=out.size * a.shape[1] // PRODUCTS)
 
     def linear_forward(self, x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, y: np.ndarray) -> None:
         self._product(x, w.T, y)

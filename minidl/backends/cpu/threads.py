@@ -2,7 +2,7 @@
 
 Numba's own `parallel=True` costs seconds of compilation a kernel; a plain kernel over a range of pieces, called from a
 few Python threads, reaches the same speed. The pieces are fixed by the caller and never by the number of threads, so
-results have the same bits however many there are.
+results have the same bits however many there are. Threads sleep until they are wanted, and each has a core of its own.
 """
 
 import contextlib
@@ -46,8 +46,9 @@ def _current_core() -> Callable[[], int] | None:
 
 def _keep(thread: int | None, cores: set[int]) -> None:
     """Let a thread run on these cores alone; 0 is the calling one."""
-    with contextlib.suppress(OSError):  # not allowed in some containers
-        os.sched_setaffinity(thread or 0, cores)
+    if thread is not None:
+        with contextlib.suppress(OSError):  # not allowed in some containers
+            os.sched_setaffinity(thread, cores)
 
 
 class _Job:
@@ -164,7 +165,7 @@ class Workers:
     def _start(self) -> None:
         self._helpers: list[threading.Thread] = []  # the system may refuse some
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._avoided: int | None = None
+        self._kept: tuple[int, set[int]] | None = None  # the core that helpers keep off, of these
         for i in range(self.threads - 1):
             helper = threading.Thread(target=_serve, args=(self._jobs,), name=f"minidl-{i + 1}", daemon=True)
             helper.start()
@@ -215,15 +216,19 @@ class Workers:
             yield
             return
         core = self._current_core()
-        if core != self._avoided:
-            self._avoided = core
-            for helper in self._helpers:
-                _keep(helper.native_id, cores - {core})
-        _keep(0, {core})
         try:
+            _keep(0, {core})
+            if self._kept != (core, cores):
+                for helper in self._helpers:
+                    _keep(helper.native_id, cores - {core})
+                self._kept = core, cores
             yield
         finally:
-            _keep(0, cores)
+            try:
+                _keep(0, cores)
+            except BaseException:  # Ctrl-C, in the middle of it
+                _keep(0, cores)
+                raise
 
     def scratch(self, name: str, size: int) -> np.ndarray:
         """At least `size` uninitialised float32, the calling thread's own, valid until it asks for `name` again.

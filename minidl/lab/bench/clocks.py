@@ -20,7 +20,8 @@ from minidl.backends.cpu.threads import Workers
 from minidl.lab.bench.operations.problem import Call
 
 WARM_UPS = 3
-REST, QUIET, RESTS = 2e-3, 0.1, 100  # seconds to wait for threads; of them, what little they may work; times, at most
+# Seconds to wait for threads; of them, what little they may work; how often in turn; times, at most.
+REST, QUIET, IN_TURN, RESTS = 2e-3, 0.1, 2, 100
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _MIB = 1 << 20
 
@@ -128,10 +129,12 @@ class CpuClock:
 
     def _settle(self) -> None:
         """Wait until no thread of this process is at work, and sweep the caches."""
+        quiet = 0
         for _ in range(RESTS):
             before = time.process_time()
             time.sleep(REST)
-            if time.process_time() - before < QUIET * REST:
+            quiet = quiet + 1 if time.process_time() - before < QUIET * REST else 0
+            if quiet == IN_TURN:
                 break
         self._sweep += 1  # more than the last cache holds
 

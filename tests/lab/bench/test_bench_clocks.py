@@ -1,13 +1,12 @@
 """What is made of timings."""
 
-import threading
 import time
 
 import numpy as np
 import pytest
 
 from minidl.backends.cpu.threads import Workers
-from minidl.lab.bench.clocks import WARM_UPS, CpuClock, Spread, interleave, ratios, spread
+from minidl.lab.bench.clocks import RESTS, WARM_UPS, CpuClock, Spread, interleave, ratios, spread
 from minidl.lab.bench.operations import Call
 
 
@@ -54,30 +53,27 @@ def test_the_cpus_clock_leaves_preparation_out_and_sweeps_before_each_run() -> N
     assert clock._sweep.nbytes >= 64 << 20
 
 
-def test_the_cpus_clock_waits_until_other_threads_are_asleep() -> None:
-    clock, threads = CpuClock(Workers(1)), []
+@pytest.mark.parametrize(
+    ("busy", "rests"),
+    [([0, 0], 2), ([1, 1, 1, 0, 0], 5), ([1, 0, 1, 0, 0], 5), ([1] * 1000, RESTS)],  # the last one never sleeps
+)
+def test_the_cpus_clock_waits_until_other_threads_are_asleep(
+    monkeypatch: pytest.MonkeyPatch, busy: list[int], rests: int
+) -> None:
+    clock, slept, worked = CpuClock(Workers(1)), [], [0.0]
 
-    def spin(seconds: float) -> None:
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            pass
+    def sleep(seconds: float) -> None:
+        worked[0] += busy[len(slept)] * seconds
+        slept.append(seconds)
 
-    def prepare(seconds: float) -> None:
-        threads.append(threading.Thread(target=spin, args=(seconds,)))
-        threads[-1].start()
-
-    def look() -> dict[str, object]:
-        awake.append(threads[-1].is_alive())
-        return {}
-
-    awake: list[bool] = []
-    with clock.running():
-        clock.time(Call(look, lambda: prepare(0.05)))
-        began = time.perf_counter()
-        clock.time(Call(look, lambda: prepare(2.0)))  # which is too long
-    assert time.perf_counter() - began < 1.5
-    assert awake == [False, True]
-    threads[-1].join()
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "process_time", lambda: worked[0])
+    for run in (lambda call: clock.time(call), lambda call: clock.time_steps(call, 3)):
+        slept.clear()
+        swept = int(clock._sweep[0])
+        run(Call(dict))
+        assert len(slept) == rests
+        assert clock._sweep[0] == swept + 1
 
 
 def test_rates_are_positive() -> None:
