@@ -118,7 +118,7 @@ class ConvolutionOps(ScatteredOps):
         count = len(plan.phases) * -(-y.shape[3] // WIDTH)
         grain = max(1, PACKED * count // max(1, plan.weights))
         self.workers.run(
-            *(convolution_windows.pack_weights, count, grain, w, turned, plan.phases, packed), elements=8 * plan.weights
+            *(convolution_windows.pack_weights, count, grain, w, turned, plan.phases, packed), elements=2 * plan.weights
         )
         self._go_through_tiles(plan, None, source, packed, clips, bias, y, after)
 
