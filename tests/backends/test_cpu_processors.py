@@ -18,11 +18,18 @@ FOLDER = Path(__file__).parent
 FILES = "test_cpu_blocks.py", "test_cpu_passes.py", "test_cpu_convolution.py", "test_cpu_winograd.py"
 CHOSEN = "is_exact or bits_of_numpy or row_by_row or convolved or packed"
 CODE = """
+import os
 import sys
 import pytest
 from minidl.backends.cpu.machine_code import LANES, SUMS
 assert (LANES, SUMS) == (int(sys.argv[1]), int(sys.argv[2]))
-sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", *sys.argv[3:]]))
+
+class Each:
+    "Every file has tests of the chosen names."
+    def pytest_collection_finish(self, session):
+        assert {item.path.name for item in session.items} == {os.path.basename(file) for file in sys.argv[4:]}
+
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", *sys.argv[3:]], plugins=[Each()]))
 """
 
 
