@@ -1,4 +1,4 @@
-"""What tests of training share: images so few that an epoch takes milliseconds, and the real Fashion-MNIST."""
+"""What tests share: threads woken for little, images so few that an epoch takes milliseconds, and Fashion-MNIST."""
 
 import os
 from collections.abc import Iterator

@@ -196,6 +196,25 @@ def test_the_matrices_make_a_convolution_of_polynomials_values() -> None:
             np.testing.assert_allclose(y, [float(i == k + j) for k in range(winograd.TILE_SIDE)], rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("c", [16, 64])
+def test_rounding_loses_some_half_of_what_it_does_at_the_usual_points(c: int) -> None:
+    rng = np.random.default_rng(12)
+    d, g = rng.standard_normal((64, 6, 6, c)).astype(np.float32), rng.standard_normal((3, 3, c)).astype(np.float32)
+    lost = {}
+    for points in ((winograd.NEAR, winograd.FAR), (1, 2)):
+        made = []
+        for dtype in (np.float32, np.float64):
+            window, weights, outputs = (matrix.astype(dtype) for matrix in matrices(*points))
+            taken = window @ np.moveaxis(d, 3, 1).astype(dtype) @ window.T
+            turned = weights @ np.moveaxis(g, 2, 0).astype(dtype) @ weights.T
+            summed = np.zeros((64, 6, 6), dtype)
+            for i in range(c):
+                summed += taken[:, i] * turned[i]
+            made.append(outputs @ summed @ outputs.T)
+        lost[points] = np.sqrt(np.square(made[0] - made[1]).mean())
+    assert 0 < lost[winograd.NEAR, winograd.FAR] < 0.6 * lost[1, 2]
+
+
 @pytest.mark.parametrize("matrix", [0, 2])
 def test_all_but_the_denominators_are_numbers_of_float32(matrix: int) -> None:
     """What the docstring of winograd.py says, and the budgets count on."""

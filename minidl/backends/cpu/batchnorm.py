@@ -222,14 +222,8 @@ class BatchNormOps(CpuDevice):
         given += ones if gamma is None else gamma, zeros if beta is None else beta, *statistics
         given += scratch if dgamma is None else dgamma, scratch if dbeta is None else dbeta, scratch
         place(frame, *given)
-        self.workers.run(
-            work,
-            min(pieces, self.workers.threads),
-            1,
-            work_address(forward),
-            frame,
-            elements=x.size if forward else 2 * x.size,
-        )
+        calls, elements = min(pieces, self.workers.threads), x.size if forward else 2 * x.size  # of x and dy
+        self.workers.run(work, calls, 1, work_address(forward), frame, elements=elements)
 
     def batchnorm_forward(
         self,

@@ -20,6 +20,7 @@ from minidl.backends.cpu.convolution_winograd import (
     cut_of,
     finish_gradients,
     pays,
+    products,
     shares_of,
     takes,
     transformed_weights,
@@ -27,7 +28,7 @@ from minidl.backends.cpu.convolution_winograd import (
 from minidl.backends.cpu.machine_code import LANES, SUMS
 from minidl.backends.cpu.passes import pass_table
 from minidl.backends.cpu.threads import QUIET
-from minidl.backends.cpu.winograd import POSITIONS, TAPS, TILE_SIDE, transform_table
+from minidl.backends.cpu.winograd import transform_table
 from minidl.backends.protocol import Pair
 from minidl.backends.techniques import DIRECT, WINOGRAD
 
@@ -159,8 +160,8 @@ class ConvolutionOps(ScatteredOps):
 
     def _calls(self, plan: Plan, pieces: int, cut: Cut | None) -> int:
         """How many threads are to go through the pieces; for a few products none is worth waking."""
-        products = plan.products if cut is None else plan.products * POSITIONS // (TILE_SIDE * TAPS) ** 2
-        return max(1, min(pieces, self.workers.threads, products // WORTH_PRODUCTS))
+        made = plan.products if cut is None else products(plan)
+        return max(1, min(pieces, self.workers.threads, made // WORTH_PRODUCTS))
 
     def _multiply_gradients(
         self, operation: str, x: Source, dy: Source, dw: np.ndarray, stride: Pair, padding: Pair

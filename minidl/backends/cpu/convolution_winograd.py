@@ -5,6 +5,7 @@ The maths is in winograd.py and the loops over a tile are in winograd_loops.py.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from minidl.backends.cpu.threads import Workers
 from minidl.backends.cpu.winograd import POSITIONS, SIDE, TAPS, TILE_SIDE
 from minidl.backends.protocol import Pair
 
-KERNEL = (3, 3)
+KERNEL = (TAPS, TAPS)
 
 FEWEST = 8  # channels on either side
 MOST = 1 << 18  # products of them, for the sake of memory
@@ -54,7 +55,12 @@ def pays(plan: Plan, of_weights: bool) -> bool:
     c_in, outputs, tiles = plan.source[3], n * h * w, n * _tiles(h) * _tiles(w)
     taken = POSITIONS * (tiles + (TILES_OF_GRADIENTS if of_weights else TILES_OF_WEIGHTS))
     few, full = min(c_in, c_out) < FEWEST, outputs >= FULL * TILE_SIDE * TILE_SIDE * tiles
-    return full and not few and c_in * c_out <= MOST and 9 * outputs > taken
+    return full and not few and c_in * c_out <= MOST and TAPS * TAPS * outputs > taken
+
+
+def products(plan: Plan) -> int:
+    """Multiply-adds, of a plan whose tiles are full."""
+    return plan.products * POSITIONS // (TILE_SIDE * TAPS) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,9 +147,7 @@ def transformed_weights(workers: Workers, w: np.ndarray, turned: bool) -> np.nda
     def transform(first: int, last: int) -> None:
         winograd.transform_weights(given, packed, first, last, WIDTH)
 
-    workers.run(
-        transform, padded // LANES, max(1, PACKED // (POSITIONS * inputs * LANES)), elements=POSITIONS * inputs * padded
-    )
+    _over_lanes(workers, transform, inputs, padded)
     return packed
 
 
@@ -162,11 +166,15 @@ def finish_gradients(workers: Workers, partial: np.ndarray, shares: Shares, dw: 
     def transform(first: int, last: int) -> None:
         winograd.transform_gradients(summed, made, first, last)
 
-    workers.run(
-        transform, padded // LANES, max(1, PACKED // (POSITIONS * inputs * LANES)), elements=POSITIONS * inputs * padded
-    )
+    _over_lanes(workers, transform, inputs, padded)
     if made is not dw:
         dw[...] = made[..., :outputs]
+
+
+def _over_lanes(workers: Workers, transform: Callable[[int, int], None], inputs: int, padded: int) -> None:
+    """`transform` of all vectors of output channels, first to last."""
+    grain = max(1, PACKED // (POSITIONS * inputs * LANES))
+    workers.run(transform, padded // LANES, grain, elements=POSITIONS * inputs * padded)
 
 
 def _weights(workers: Workers, inputs: int, padded: int) -> np.ndarray:

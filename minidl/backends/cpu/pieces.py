@@ -10,7 +10,10 @@ from numba.extending import intrinsic
 
 @intrinsic
 def next_piece(typing: Any, counter: Any) -> Any:
-    """The number in `counter` (1,) int64, which then is one more; no two threads are given the same."""
+    """The number in `counter` (1,) int64, which then is one more; no two threads are given the same.
+
+    Raises TypingError where it is compiled for anything else.
+    """
     if not (isinstance(counter, types.Array) and counter.dtype == types.int64 and counter.layout == "C"):
         raise TypingError(f"a counter is a contiguous array of int64, not {counter}")
 

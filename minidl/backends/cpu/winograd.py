@@ -53,13 +53,13 @@ Vectors = list[Any]
 Transform = Callable[[ir.IRBuilder, Sequence[Any]], Vectors]
 
 
-def matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def matrices(near: float = NEAR, far: float = FAR) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """B^T (6, 6), G (6, 3) and A^T (4, 6): rows of B^T and G and columns of A^T are points, the last one infinity.
 
     Of a point p, B^T has the coefficients of the polynomial that is 0 at all the others, G and A^T the powers of p, and
     G the value of that polynomial at p as a denominator.
     """
-    points = np.array([0, NEAR, -NEAR, FAR, -FAR])
+    points = np.array([0, near, -near, far, -far])
     window, weights, outputs = np.zeros((SIDE, SIDE)), np.zeros((SIDE, TAPS)), np.zeros((SIDE, TILE_SIDE))
     for row, point in enumerate(points):
         others = np.poly(np.delete(points, row))

@@ -21,7 +21,7 @@ from minidl.lab.bench.operations.problem import Call
 
 WARM_UPS = 3
 # Seconds to wait for threads; of them, what little they may work; how often in turn; times, at most.
-REST, QUIET, IN_TURN, RESTS = 2e-3, 0.1, 2, 100
+REST, AWAKE, IN_TURN, RESTS = 2e-3, 0.1, 2, 100
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _MIB = 1 << 20
 
@@ -133,7 +133,7 @@ class CpuClock:
         for _ in range(RESTS):
             before = time.process_time()
             time.sleep(REST)
-            quiet = quiet + 1 if time.process_time() - before < QUIET * REST else 0
+            quiet = quiet + 1 if time.process_time() - before < AWAKE * REST else 0
             if quiet == IN_TURN:
                 break
         self._sweep += 1  # more than the last cache holds
